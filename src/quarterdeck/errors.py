@@ -1,0 +1,70 @@
+"""Every error that Quarterdeck raises on purpose.
+
+    QuarterdeckError
+    ├── ConfigError (ValueError)             a model configuration that cannot be right
+    ├── InputError (ValueError)              arguments of a call that cannot be right
+    │   └── UnsupportedOptionError           an option that is known elsewhere, or not at all, but not here
+    ├── TokenizerError (ValueError)          a tokenizer that cannot do what was asked of it
+    │   └── ChatTemplateError                a chat template is missing, broken or refused the conversation
+    ├── CheckpointError (OSError)            files of a model
+    │   ├── CheckpointNotFoundError          nothing there under that name
+    │   ├── CheckpointCorruptError           truncated, or not what its name says
+    │   ├── CheckpointUnsafeError            a format that can run code when it is read (pickle)
+    │   └── CheckpointMismatchError          keys or shapes do not fit the model
+    └── MissingPackageError (ImportError)    an optional package is not installed
+
+Each also derives from the builtin that a caller would think of first, so ``except ValueError`` keeps working.
+"""
+
+from __future__ import annotations
+
+
+class QuarterdeckError(Exception):
+    """Base of all errors that Quarterdeck raises on purpose."""
+
+
+class ConfigError(QuarterdeckError, ValueError):
+    """A model configuration holds a value that cannot be right."""
+
+
+class InputError(QuarterdeckError, ValueError):
+    """The arguments of a call cannot be right, alone or together."""
+
+
+class UnsupportedOptionError(InputError):
+    """An option that Quarterdeck does not have; named, so that it is never silently ignored."""
+
+
+class TokenizerError(QuarterdeckError, ValueError):
+    """A tokenizer cannot do what was asked of it."""
+
+
+class ChatTemplateError(TokenizerError):
+    """A chat template is missing, does not compile, or refused the conversation."""
+
+
+class CheckpointError(QuarterdeckError, OSError):
+    """Something is wrong with the files of a model."""
+
+
+class CheckpointNotFoundError(CheckpointError):
+    """There is no model, or no such file of it, under the name that was given."""
+
+
+class CheckpointCorruptError(CheckpointError):
+    """A file is truncated or is not what its name says."""
+
+
+class CheckpointUnsafeError(CheckpointError):
+    """A file is in a format that can run code when it is read."""
+
+
+class CheckpointMismatchError(CheckpointError):
+    """Weights and model do not fit: keys are missing or unexpected, or shapes differ."""
+
+
+class MissingPackageError(QuarterdeckError, ImportError):
+    """An optional package is needed; the message names the extra that installs it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package '{package}': pip install 'quarterdeck[{extra}]'")

@@ -1,0 +1,17 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of published vectors and the real vocabulary; absent outside the project's own machines."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the shared test data (real vocabulary, published vectors) is not beside this checkout")
+    return SHARED_DATA
