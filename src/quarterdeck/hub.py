@@ -1,0 +1,138 @@
+"""The Hugging Face hub: fetching files, and its failures said in our words.
+
+Kept apart from `quarterdeck.locate` because importing the hub library takes a good part of a second, which users
+of local folders need not wait for. Only its oldest functions are used, so that any version from 0.30 on will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from quarterdeck.errors import CheckpointError, CheckpointNotFoundError
+
+
+def fetch_file(
+    repository: str,
+    filename: str,
+    *,
+    required: bool,
+    subfolder: str,
+    revision: str | None,
+    token: str | bool | None,
+    cache_dir: str | Path | None,
+    local_files_only: bool,
+    force_download: bool,
+) -> Path | None:
+    """The path in the cache of one file of a repository; None if it is not there and not ``required``.
+
+    Offline, "not there" means "not downloaded before".
+
+    Raises:
+        CheckpointNotFoundError: no such repository, revision or file, no right to it, or hub out of reach.
+    """
+    with _hub_errors(repository, revision):
+        try:
+            return Path(
+                hf_hub_download(
+                    repository,
+                    filename,
+                    subfolder=subfolder or None,
+                    revision=revision,
+                    token=token,
+                    cache_dir=cache_dir,
+                    local_files_only=local_files_only,
+                    force_download=force_download,
+                )
+            )
+        except EntryNotFoundError as error:  # its subclass LocalEntryNotFoundError included
+            if not required:
+                return None
+            if isinstance(error, LocalEntryNotFoundError):
+                raise
+            raise CheckpointNotFoundError(
+                f"there is no {filename} in {_where(repository, revision)}"
+                + (f", folder '{subfolder}'" if subfolder else "")
+            ) from error
+
+
+def fetch_snapshot(
+    repository: str,
+    patterns: Sequence[str],
+    *,
+    revision: str | None,
+    token: str | bool | None,
+    cache_dir: str | Path | None,
+    local_files_only: bool,
+    force_download: bool,
+) -> Path:
+    """The folder in the cache of a repository's files that match ``patterns``, fetched side by side.
+
+    Raises:
+        CheckpointNotFoundError: no such repository or revision, no right to read it, or hub out of reach.
+    """
+    with _hub_errors(repository, revision):
+        return Path(
+            snapshot_download(
+                repository,
+                allow_patterns=list(patterns),
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                force_download=force_download,
+            )
+        )
+
+
+@contextmanager
+def _hub_errors(repository: str, revision: str | None) -> Iterator[None]:
+    """Turns the library's errors into ours, each with its remedy. Subclasses stand before their bases."""
+    where = _where(repository, revision)
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except GatedRepoError as error:
+        raise CheckpointNotFoundError(
+            f"access to {where} is restricted: accept its terms on the model's page, then log in with "
+            "'hf auth login' or pass token=..."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointNotFoundError(f"'{repository}' on the hub has no revision '{revision}'") from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointNotFoundError(
+            f"there is neither a folder '{repository}' nor {where}; check the spelling, and if it is private "
+            "log in with 'hf auth login' or pass token=..."
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise CheckpointNotFoundError(
+            f"{where} is not among the files downloaded before, and the hub was not asked or did not answer: "
+            "check the connection, HF_HUB_OFFLINE and local_files_only, or give a local folder"
+        ) from error
+    except HFValidationError as error:
+        raise CheckpointNotFoundError(
+            f"'{repository}' is neither an existing folder nor a possible hub id ('organisation/name')"
+        ) from error
+    except LocalTokenNotFoundError as error:
+        raise CheckpointError("token=True, but no token is stored: run 'hf auth login'") from error
+    except (HfHubHTTPError, OSError) as error:  # a server's refusal, a broken connection, a full disk
+        raise CheckpointError(f"fetching {where} failed: {error}") from error
+
+
+def _where(repository: str, revision: str | None) -> str:
+    return f"'{repository}' on the hub" + (f" at revision '{revision}'" if revision else "")
