@@ -1,0 +1,1 @@
+"""Generating text: options, what is done to the logits, when to stop, and the loop itself."""
