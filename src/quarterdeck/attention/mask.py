@@ -1,0 +1,169 @@
+"""Who sees whom: the one masking rule, in a form that every backend can realise its own way.
+
+A query at position ``i`` sees a key at position ``j`` if and only if
+
+* ``j <= i``: causal;
+* ``i - j < window``, where the layer has a window;
+* key ``j`` is not padding;
+* both belong to the same document, where several are packed into a row.
+
+:class:`AttentionMask` describes that in a few small tensors. ``eager`` makes it a matrix of numbers to add,
+``sdpa`` a matrix of booleans, or nothing at all where it can tell from the shapes.
+
+Shapes: ``B`` sequences, ``H`` heads, ``T`` queries, ``S`` keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from quarterdeck.errors import InputError
+
+
+@dataclass(frozen=True)
+class AttentionMask:
+    """Visibility between ``T`` queries and ``S`` keys for one forward pass.
+
+    Attributes:
+        queries: ``T``.
+        keys: ``S``.
+        device: where matrices are made.
+        start: position of the first query; queries follow one another. Used unless ``positions`` is given.
+        positions: ``[T]`` positions of the queries among the keys, where they do not simply follow ``start``.
+        padding: ``[B, S]``, True for real tokens; ``None`` if all are real. May be shorter than ``S``: keys beyond
+            it are not written yet, and causality hides them.
+        documents: ``[B, S]`` document numbers of packed rows; ``None`` if rows are single documents.
+        window: how many positions back a query sees, itself included; ``None`` for all.
+        explicit: a mask given by the caller, ``[B or 1, H or 1, T, S]``, used as it is in place of the rule;
+            boolean (True: sees) or numbers to add to the scores.
+    """
+
+    queries: int
+    keys: int
+    device: torch.device
+    start: int = 0
+    positions: Tensor | None = None
+    padding: Tensor | None = None
+    documents: Tensor | None = None
+    window: int | None = None
+    explicit: Tensor | None = None
+    _made: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but causality decides, on positions known without looking at a tensor."""
+        given = (self.positions, self.padding, self.documents, self.window, self.explicit)
+        return all(item is None for item in given)
+
+    @property
+    def is_square_causal(self) -> bool:
+        """Whether this is the plain triangle over as many keys as queries."""
+        return self.is_plain and self.start == 0 and self.queries == self.keys
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether every query sees every key: one query, at the end."""
+        return self.is_plain and self.queries == 1 and self.start == self.keys - 1
+
+    def allowed(self) -> Tensor:
+        """The rule as booleans ``[B or 1, 1, T, S]``, True where the query sees the key; made once."""
+        if torch.bool not in self._made:
+            self._made[torch.bool] = self._rule()
+        return self._made[torch.bool]
+
+    def additive(self, dtype: torch.dtype) -> Tensor:
+        """What to add to scores: 0 where the query sees the key, the most negative finite number elsewhere."""
+        if dtype not in self._made:
+            self._made[dtype] = self._numbers(dtype)
+        return self._made[dtype]
+
+    def _rule(self) -> Tensor:
+        if self.explicit is not None:
+            return self.explicit
+        key = torch.arange(self.keys, device=self.device)
+        query = self.positions
+        if query is None:
+            query = torch.arange(self.start, self.start + self.queries, device=self.device)
+        distance = query[:, None] - key[None, :]  # [T, S]
+        seen = distance >= 0
+        if self.window is not None:
+            seen = seen & (distance < self.window)
+        seen = seen[None, None]  # [1, 1, T, S]
+        if self.padding is not None:
+            missing = self.keys - self.padding.shape[1]
+            real = torch.nn.functional.pad(self.padding, (0, missing)) if missing else self.padding
+            seen = seen & real[:, None, None, :]
+        if self.documents is not None:
+            own = self.documents[:, query]  # [B, T]
+            seen = seen & (own[:, None, :, None] == self.documents[:, None, None, :])
+        return seen
+
+    def _numbers(self, dtype: torch.dtype) -> Tensor:
+        allowed = self.allowed()
+        if allowed.dtype != torch.bool:
+            return allowed.to(dtype)
+        zeros = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+        return zeros.masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+def make_mask(
+    attention_mask: Tensor | None,
+    *,
+    batch: int,
+    queries: int,
+    keys: int,
+    start: int,
+    positions: Tensor | None,
+    device: torch.device,
+    documents: Tensor | None = None,
+    window: int | None = None,
+) -> AttentionMask:
+    """Describe the mask of one forward pass from what the caller gave.
+
+    Args:
+        attention_mask: ``None``, ``[B, n]`` (1 for real tokens; ``n`` counts past and new ones), or a finished
+            mask ``[B or 1, H or 1, T, S]`` that is used as it is.
+        batch, queries, keys, start, positions, device, documents, window: see :class:`AttentionMask`.
+
+    Raises:
+        InputError: an ``attention_mask`` whose shape does not fit.
+    """
+    padding = explicit = None
+    if attention_mask is not None and attention_mask.ndim == 4:
+        explicit = _checked_explicit(attention_mask, batch, queries, keys).to(device)
+    elif attention_mask is not None:
+        padding = _checked_padding(attention_mask, batch, keys, start + queries).to(device)
+        # all real: as good as none, and much faster
+        padding = None if bool(padding.all()) and padding.shape[1] >= start + queries else padding
+    return AttentionMask(queries, keys, device, start, positions, padding, documents, window, explicit)
+
+
+def _checked_padding(mask: Tensor, batch: int, keys: int, end: int) -> Tensor:
+    if mask.ndim != 2 or mask.shape[0] != batch or not end <= mask.shape[1]:
+        raise InputError(
+            f"attention_mask has shape {list(mask.shape)}, but must be [{batch}, {end}] (past and new tokens) or a "
+            f"4-D mask [{batch}, 1, queries, keys]"
+        )
+    return mask[:, :keys].to(torch.bool)
+
+
+def _checked_explicit(mask: Tensor, batch: int, queries: int, keys: int) -> Tensor:
+    mask = mask[..., :keys]
+    if mask.shape[0] not in (1, batch) or mask.shape[2] != queries or mask.shape[3] != keys:
+        raise InputError(
+            f"the 4-D attention_mask has shape {list(mask.shape)}, but must be "
+            f"[{batch} or 1, heads or 1, {queries}, {keys}]"
+        )
+    return mask
+
+
+def packed_documents(position_ids: Tensor) -> Tensor | None:
+    """Document numbers of packed rows: a new one begins wherever a position does not follow the one before.
+
+    ``[B, T]`` positions to ``[B, T]`` numbers from 0, or ``None`` if every row is one document.
+    """
+    starts = torch.diff(position_ids, prepend=position_ids[:, :1] - 1) != 1
+    return starts.cumsum(-1) if bool(starts.any()) else None

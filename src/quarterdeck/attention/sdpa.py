@@ -1,0 +1,38 @@
+"""Attention through ``torch.nn.functional.scaled_dot_product_attention``."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from quarterdeck.attention.mask import AttentionMask
+
+
+def sdpa_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, *, scale: float, dropout: float = 0.0
+) -> tuple[Tensor, None]:
+    """As :func:`~quarterdeck.attention.eager.eager_attention`, without the weights.
+
+    A row that sees nothing (padding before a text) comes out as zeros here and as an average there; neither is
+    ever looked at by a real token.
+    """
+    batch, heads, queries, width = query.shape
+    if queries == 1 and mask.explicit is None:
+        # the heads of a group all see the same keys: let them be the queries of one head, and repeat nothing
+        query = query.view(batch, key.shape[1], -1, width)
+    grouped = query.shape[1] != key.shape[1]
+    bare = mask.sees_all or mask.is_square_causal
+    allowed = None if bare else mask.allowed()
+    if allowed is not None and allowed.is_floating_point():
+        allowed = allowed.to(query.dtype)
+    output = scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=allowed,
+        dropout_p=dropout,
+        is_causal=mask.is_square_causal and queries > 1,
+        scale=scale,
+        enable_gqa=grouped,
+    )
+    return output.view(batch, heads, queries, width), None

@@ -1,0 +1,134 @@
+"""The contract between a model and its key-value cache.
+
+A model hands a layer's new keys and values to :meth:`Cache.update` and attends to whatever comes back. It knows
+neither how they are stored nor where; a cache knows nothing of masks. All the model asks besides is how many
+positions are there (:meth:`Cache.get_seq_length`) and how long the keys that come back will be
+(:meth:`Cache.key_length`), so that a mask of that width can be made before the first layer runs.
+
+Shapes: ``B`` sequences, ``G`` key-value heads, ``T`` new positions, ``S`` positions to attend to, ``D`` head width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from quarterdeck.errors import InputError
+
+
+class CacheLayer(ABC):
+    """The stored keys and values of one decoder layer.
+
+    Attributes:
+        keys: ``[B, G, S, D]`` (after norm and rotary positions), ``None`` while nothing is stored.
+        values: ``[B, G, S, D]``, likewise.
+    """
+
+    keys: Tensor | None
+    values: Tensor | None
+
+    @abstractmethod
+    def update(self, key: Tensor, value: Tensor, cache_position: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Store ``[B, G, T, D]`` and return ``[B, G, S, D]`` to attend to."""
+
+    @abstractmethod
+    def get_seq_length(self) -> int:
+        """Positions stored."""
+
+    @abstractmethod
+    def crop(self, length: int) -> None:
+        """Forget all but the first ``length`` positions."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget everything."""
+
+    @abstractmethod
+    def select(self, rows: Tensor) -> None:
+        """Keep the given rows of the batch, in the given order; rows may repeat."""
+
+
+class Cache(ABC):
+    """Keys and values of all layers of a model; see the module's text for the contract."""
+
+    is_compileable: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self.layers: list[CacheLayer] = []
+
+    @abstractmethod
+    def layer(self, layer_idx: int) -> CacheLayer:
+        """The storage of one layer, made on first use where the cache is open-ended."""
+
+    @abstractmethod
+    def key_length(self, new: int) -> int:
+        """How many keys :meth:`update` will return for ``new`` more positions."""
+
+    @abstractmethod
+    def get_max_length(self) -> int | None:
+        """The most positions that fit, ``None`` without a limit."""
+
+    def update(
+        self, key: Tensor, value: Tensor, layer_idx: int, cache_position: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Append a layer's new keys and values ``[B, G, T, D]``; returns what to attend to, ``[B, G, S, D]``.
+
+        ``cache_position`` ``[T]`` says where they belong in a cache of fixed size; a growing cache appends.
+        """
+        return self.layer(layer_idx).update(key, value, cache_position)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions stored so far (of layer ``layer_idx``; within ``forward`` layers fill one after the other)."""
+        return self.layers[layer_idx].get_seq_length() if layer_idx < len(self.layers) else 0
+
+    def get_max_cache_shape(self) -> int:
+        """The most positions that fit, -1 without a limit (the name that transformers uses)."""
+        limit = self.get_max_length()
+        return -1 if limit is None else limit
+
+    def crop(self, max_length: int) -> None:
+        """Keep the first ``max_length`` positions; a negative number removes that many from the end."""
+        length = self.get_seq_length()
+        target = length + max_length if max_length < 0 else max_length
+        if target < 0:
+            raise InputError(f"cannot remove {-max_length} positions from a cache that holds {length}")
+        if target < length:
+            for layer in self.layers:
+                layer.crop(target)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        for layer in self.layers:
+            layer.reset()
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the given rows of the batch, in the given order; rows may repeat."""
+        for layer in self.layers:
+            layer.select(rows)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """The name that transformers uses for :meth:`select`."""
+        self.select(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """The name that transformers uses for :meth:`select`."""
+        self.select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row of the batch ``repeats`` times, neighbours together."""
+        stored = next((layer.keys for layer in self.layers if layer.keys is not None), None)
+        if stored is not None:
+            self.select(torch.arange(stored.shape[0], device=stored.device).repeat_interleave(repeats))
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, layer_idx: int) -> tuple[Tensor | None, Tensor | None]:
+        return self.layers[layer_idx].keys, self.layers[layer_idx].values
+
+    def __iter__(self) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+        return ((layer.keys, layer.values) for layer in self.layers)
