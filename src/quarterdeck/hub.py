@@ -1,7 +1,8 @@
 """The Hugging Face hub: fetching files, and its failures said in our words.
 
-Kept apart from `quarterdeck.locate` because importing the hub library takes a good part of a second, which users
-of local folders need not wait for. Only its oldest functions are used, so that any version from 0.30 on will do.
+Kept apart from `quarterdeck.locate` because importing the hub library takes a good part of a second, for
+which users of local folders need not wait. Only its oldest functions are used: any version from 0.30 on
+will do.
 """
 
 from __future__ import annotations
@@ -121,8 +122,8 @@ def _hub_errors(repository: str, revision: str | None) -> Iterator[None]:
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise CheckpointNotFoundError(
-            f"{where} is not among the files downloaded before, and the hub was not asked or did not answer: "
-            "check the connection, HF_HUB_OFFLINE and local_files_only, or give a local folder"
+            f"there is no folder '{repository}', {where} was not downloaded before, and the hub was not asked "
+            "or did not answer: check the connection, HF_HUB_OFFLINE and local_files_only"
         ) from error
     except HFValidationError as error:
         raise CheckpointNotFoundError(

@@ -7,8 +7,8 @@ A model is named in one of three ways, tried in this order:
 3. an id on the Hugging Face hub, ``"name"`` or ``"organisation/name"``, fetched into the hub's own cache.
 
 Everything that opens a file of a model (configuration, tokenizer, templates, weights) asks here, so the three
-ways work the same everywhere. What concerns the hub only (revision, token, cache) has no meaning for the first
-two: a folder has one version, the one in it.
+ways work the same everywhere. What concerns the hub only (revision, token, cache) has no meaning for the
+first two: a folder has one version, the one in it.
 """
 
 from __future__ import annotations
@@ -211,8 +211,8 @@ def download(
 ) -> Path:
     """Fetches everything that is needed to use a model offline; returns its folder.
 
-    Weights come as safetensors only: files in formats that can run code are left where they are. Progress bars
-    are the hub library's. A model that is on this machine already is left as it is.
+    Weights come as safetensors only: files in formats that can run code are left where they are. Progress
+    bars are the hub library's. A model that is on this machine already is left as it is.
 
     Raises:
         CheckpointNotFoundError: no such model, no right to read it, or no way to reach the hub.

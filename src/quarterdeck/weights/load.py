@@ -1,0 +1,224 @@
+"""Putting weights into a model that was built without any.
+
+The model is constructed on the meta device, where tensors have shapes and no memory. Each tensor of the
+checkpoint then takes the place of a parameter (nothing is copied into one), converted and moved one by one,
+so that at no time there is more in memory than the model and one tensor.
+
+Every name counts: what the model needs and the checkpoint lacks, what the checkpoint has and the model does
+not know, and what differs in shape are errors that list all of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quarterdeck.errors import CheckpointMismatchError
+from quarterdeck.weights.reader import TensorSource
+
+# Rotary frequencies follow from the configuration; files written by old versions of transformers hold them.
+_DERIVED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How a model's weights may be called in a checkpoint.
+
+    Attributes:
+        prefix: what stands before the base model's names inside a model with a head (``"model."``). A
+            checkpoint
+            of either loads into the other.
+        head: names that only a model with a head has, left aside when the base model is loaded.
+        tied: names that share another's tensor, to that other name. A checkpoint may hold either or both.
+    """
+
+    prefix: str = ""
+    head: frozenset[str] = frozenset()
+    tied: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class LoadReport:
+    """How a checkpoint and a model fit, by the model's names.
+
+    Attributes:
+        missing: weights of the model that the checkpoint lacks, with their shapes.
+        unexpected: tensors of the checkpoint that the model does not have, with their shapes.
+        mismatched: name, shape in the checkpoint, shape in the model.
+        unequal: pairs of names that share one tensor in the model and differ in the checkpoint.
+    """
+
+    missing: dict[str, Shape] = field(default_factory=dict)
+    unexpected: dict[str, Shape] = field(default_factory=dict)
+    mismatched: list[tuple[str, Shape, Shape]] = field(default_factory=list)
+    unequal: list[tuple[str, str]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as the loading information that transformers gives."""
+        return {
+            "missing_keys": list(self.missing),
+            "unexpected_keys": list(self.unexpected),
+            "mismatched_keys": list(self.mismatched),
+            "error_msgs": [],
+        }
+
+    def check(self, *, strict: bool, ignore_mismatched_sizes: bool) -> None:
+        """Raise CheckpointMismatchError listing all that does not fit and is not explicitly allowed."""
+        parts: list[str] = []
+        if strict:
+            parts += _listed("missing in the checkpoint", self.missing.items())
+            parts += _listed("unknown to the model", self.unexpected.items())
+            parts += [
+                f"{one} and {other} are one tensor in the model, but differ" for one, other in self.unequal
+            ]
+        if not ignore_mismatched_sizes:
+            parts += [f"{name} is {there}, but {here} in the model" for name, there, here in self.mismatched]
+        if parts:
+            raise CheckpointMismatchError("\n  ".join(["the weights do not fit the model:", *parts, _REMEDY]))
+
+
+_REMEDY = (
+    "check that config.json belongs to these weights. strict=False leaves out what is unknown and initialises "
+    "what is missing; ignore_mismatched_sizes=True initialises what differs in shape; "
+    "tie_word_embeddings=False loads an output head of its own"
+)
+
+
+def load_weights(
+    model: nn.Module,
+    source: TensorSource,
+    *,
+    naming: Naming,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    initialise: Callable[[nn.Module], None],
+    strict: bool = True,
+    ignore_mismatched_sizes: bool = False,
+) -> LoadReport:
+    """Gives ``model``, built on the meta device, the weights of ``source``.
+
+    Tied names are left for the caller to tie; everything else has its memory afterwards.
+
+    Args:
+        model: the model; its parameters are replaced.
+        source: the tensors.
+        naming: what may be called how.
+        dtype: type of all floating weights; None keeps each as it is stored.
+        device: where the weights go.
+        initialise: fills a module's fresh parameters; called for modules with missing or mismatched weights.
+        strict: refuse missing and unexpected names.
+        ignore_mismatched_sizes: initialise weights whose shape differs, instead of refusing.
+
+    Raises:
+        CheckpointMismatchError: names or shapes do not fit.
+        CheckpointCorruptError: a tensor cannot be read.
+    """
+    wanted = {name: tensor for name, tensor in _weights(model).items() if name not in naming.tied}
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    with torch.device("cpu"):
+        found, report = _match(shapes, source, naming, compare_tied=strict)
+        report.check(strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes)
+        for name, stored in found.items():
+            _assign(model, name, source.tensor(stored, dtype, device))
+        absent = [*report.missing, *(name for name, _, _ in report.mismatched)]
+        _initialise(model, absent, dtype, device, initialise)
+    return report
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name; a tensor under two names appears under both."""
+    return dict(model.state_dict(keep_vars=True))
+
+
+def _match(
+    shapes: Mapping[str, Shape], source: TensorSource, naming: Naming, *, compare_tied: bool
+) -> tuple[dict[str, str], LoadReport]:
+    """Pairs the model's names with the checkpoint's: the pairs that fit, and a report of the rest."""
+    report = LoadReport()
+    stored = _stored_names(shapes, source, naming)
+    for alias, name in naming.tied.items():
+        _match_tied(alias, name, stored, source, report, compare=compare_tied)
+    report.unexpected = {
+        name: source.shape(as_stored) for name, as_stored in stored.items() if name not in shapes
+    }
+    report.missing = {name: shape for name, shape in shapes.items() if name not in stored}
+    found: dict[str, str] = {}
+    for name, shape in shapes.items():
+        if name in stored and source.shape(stored[name]) == shape:
+            found[name] = stored[name]
+        elif name in stored:
+            report.mismatched.append((name, source.shape(stored[name]), shape))
+    return found, report
+
+
+def _stored_names(shapes: Iterable[str], source: TensorSource, naming: Naming) -> dict[str, str]:
+    """The model's name of each tensor in the checkpoint, to its name there."""
+    names = [name for name in source.names() if not _DERIVED.search(name)]
+    prefix = naming.prefix
+    model_has_prefix = any(name.startswith(prefix) for name in shapes)
+    stored_has_prefix = any(name.startswith(prefix) for name in names)
+    if not prefix or model_has_prefix == stored_has_prefix:
+        return {name: name for name in names}
+    if model_has_prefix:
+        return {name if name in naming.head else prefix + name: name for name in names}
+    return {name.removeprefix(prefix): name for name in names if name not in naming.head}
+
+
+def _match_tied(
+    alias: str, name: str, stored: dict[str, str], source: TensorSource, report: LoadReport, *, compare: bool
+) -> None:
+    """Reduces two names of one tensor in ``stored`` to one; notes a pair that should be equal and is not."""
+    second = stored.pop(alias, None)
+    first = stored.get(name)
+    if second is None:
+        return
+    if first is None:
+        stored[name] = second
+        return
+    cpu = torch.device("cpu")
+    if compare and not torch.equal(source.tensor(first, None, cpu), source.tensor(second, None, cpu)):
+        report.unequal.append((alias, name))
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Puts ``tensor`` in the place of a parameter or buffer, which keeps whether it is trained."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    old = getattr(module, leaf)
+    new = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+    setattr(module, leaf, new)
+
+
+def _initialise(
+    model: nn.Module,
+    names: Iterable[str],
+    dtype: torch.dtype | None,
+    device: torch.device,
+    initialise: Callable[[nn.Module], None],
+) -> None:
+    """Gives memory and fresh values to the weights in ``names`` and leaves their neighbours as they are."""
+    leaves: dict[str, list[str]] = {}
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        leaves.setdefault(path, []).append(leaf)
+    for path, absent in leaves.items():
+        module = model.get_submodule(path)
+        loaded = {leaf: old for leaf, old in module.named_parameters(recurse=False) if leaf not in absent}
+        for leaf, old in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            fresh = torch.empty_like(old, dtype=dtype if old.is_floating_point() else None, device=device)
+            _assign(module, leaf, fresh)
+        initialise(module)
+        for leaf, old in loaded.items():
+            setattr(module, leaf, old)
+
+
+def _listed(title: str, shapes: Iterable[tuple[str, Shape]]) -> list[str]:
+    lines = [f"  {name} {shape}" for name, shape in shapes]
+    return [f"{title}:", *lines] if lines else []

@@ -1,0 +1,193 @@
+"""Writing a checkpoint so that at every moment there is a whole one in the folder: the old or the new.
+
+Everything is first written into a folder of its own inside the target, then renamed into place. What makes the
+new weights count is one rename: of the single file, which goes before an index, or of the index. Files of an
+earlier save that no longer belong are removed last.
+
+A model whose weights are mapped from the very files that it replaces stays usable: a renamed or removed file
+lives on for as long as it is mapped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from quarterdeck.errors import InputError
+from quarterdeck.weights.index import INDEX_FILE, SHARD_FILE, SINGLE_FILE, read_weight_map
+
+_UNITS = {
+    "": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Z]*)")
+
+
+@contextmanager
+def replacing_checkpoint(folder: Path) -> Iterator[Path]:
+    """A temporary folder for the files of a new checkpoint, which replace those in ``folder`` on leaving.
+
+    If the block fails, ``folder`` stays as it was. Files that the block does not write, such as a tokenizer's,
+    are left alone; weights of an earlier save are removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    try:
+        yield staging
+        _install(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_weights(state_dict: Mapping[str, Tensor], folder: Path, max_shard_size: int | str) -> None:
+    """Writes one file, or shards with an index if the tensors are larger than ``max_shard_size`` together.
+
+    Args:
+        state_dict: the tensors; two that share memory are both written.
+        folder: an existing folder, without weights.
+        max_shard_size: bytes, or a text such as ``"5GB"`` or ``"500MiB"``; one larger tensor is a shard by itself.
+
+    Raises:
+        InputError: nothing to write, tensors without memory, or a size that cannot be read.
+    """
+    _check_tensors(state_dict)
+    shards = split_into_shards(state_dict, parse_size(max_shard_size))
+    if len(shards) == 1:
+        _write_file(shards[0], folder / SINGLE_FILE)
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        filename = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_file(shard, folder / filename)
+        weight_map.update(dict.fromkeys(shard, filename))
+    total_size = sum(tensor.nbytes for tensor in state_dict.values())
+    _write_index(weight_map, total_size, folder / INDEX_FILE)
+
+
+def split_into_shards(state_dict: Mapping[str, Tensor], max_bytes: int) -> list[dict[str, Tensor]]:
+    """The tensors in their order, cut wherever the next one would not fit.
+
+    >>> [list(shard) for shard in split_into_shards({"a": torch.zeros(2), "b": torch.zeros(1)}, max_bytes=8)]
+    [['a'], ['b']]
+    """
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in state_dict.items():
+        if shards[-1] and size + tensor.nbytes > max_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    return shards
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes of a number, or of a text with a unit: ``"5GB"`` is five times ten to the ninth, ``"5GiB"`` 5 * 2**30.
+
+    Raises:
+        InputError: no such size, or none above zero.
+    """
+    match = _SIZE.fullmatch(str(size).strip().upper())
+    if match is None or match[2] not in _UNITS:
+        raise InputError(
+            f"max_shard_size is {size!r}; give a number of bytes or a text such as '5GB' or '500MiB'"
+        )
+    count = int(float(match[1]) * _UNITS[match[2]])
+    if count < 1:
+        raise InputError(f"max_shard_size is {size!r}, but must be at least one byte")
+    return count
+
+
+def _check_tensors(state_dict: Mapping[str, Tensor]) -> None:
+    if not state_dict:
+        raise InputError("there are no weights to save")
+    unreal = [name for name, tensor in state_dict.items() if tensor.is_meta]
+    if unreal:
+        raise InputError(
+            f"{len(unreal)} weights, {unreal[0]} among them, are on the meta device and have no values to save; "
+            "load or initialise the model first"
+        )
+
+
+def _write_file(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """One safetensors file, on the disk when this returns."""
+    seen: set[int] = set()
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        moved = tensor.detach().cpu().contiguous()
+        plain[name] = moved.clone() if moved.data_ptr() in seen else moved
+        seen.add(moved.data_ptr())
+    save_file(plain, path, metadata={"format": "pt"})
+    _flush(path)
+
+
+def _write_index(weight_map: Mapping[str, str], total_size: int, path: Path) -> None:
+    """The index, under its name at once whole; ``total_size`` in bytes, without headers."""
+    content = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    _flush(partial)
+    partial.replace(path)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _install(staging: Path, folder: Path) -> None:
+    """Renames the new files into place, those that make them count last, and removes what they supersede."""
+    new = {path.name for path in staging.iterdir()}
+    old = {path.name for path in folder.iterdir() if _holds_weights(path.name)}
+    if any(SHARD_FILE.fullmatch(name) for name in new & old):
+        old |= _step_aside(folder)
+    for name in sorted(
+        new, key=lambda name: (name in (SINGLE_FILE, INDEX_FILE), not SHARD_FILE.fullmatch(name))
+    ):
+        (staging / name).replace(folder / name)
+    for name in sorted(old - new, key=lambda name: name != SINGLE_FILE):
+        (folder / name).unlink()
+
+
+def _step_aside(folder: Path) -> set[str]:
+    """Gives shards in use second names and lets the index use those, so that their first names become free.
+
+    Returns the second names. Without an index, the shards are in use by nobody and may be replaced as they are.
+    """
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        return set()
+    weight_map = read_weight_map(index)
+    aside = {shard: shard.replace("model-", "model-old-", 1) for shard in set(weight_map.values())}
+    for shard, second_name in aside.items():
+        _link(folder / shard, folder / second_name)
+    total_size = json.loads(index.read_text(encoding="utf-8")).get("metadata", {}).get("total_size", 0)
+    _write_index({name: aside[shard] for name, shard in weight_map.items()}, total_size, index)
+    return set(aside.values())
+
+
+def _link(path: Path, second_name: Path) -> None:
+    second_name.unlink(missing_ok=True)
+    try:
+        second_name.hardlink_to(path)
+    except OSError:  # a file system without hard links
+        shutil.copy2(path, second_name)
+
+
+def _holds_weights(filename: str) -> bool:
+    return filename in (SINGLE_FILE, INDEX_FILE) or SHARD_FILE.fullmatch(filename) is not None
