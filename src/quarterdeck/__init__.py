@@ -1,1 +1,85 @@
-"""Quarterdeck."""
+"""Quarterdeck: Cohere's Command-R family on your own hardware.
+
+Names are imported when they are first used, so that ``import quarterdeck`` loads neither torch nor tokenizers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from quarterdeck._version import __version__
+from quarterdeck.errors import QuarterdeckError
+
+if TYPE_CHECKING:
+    from quarterdeck.auto import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from quarterdeck.cache import Cache, DynamicCache, StaticCache
+    from quarterdeck.config import CohereConfig
+    from quarterdeck.generation.config import GenerationConfig
+    from quarterdeck.generation.processors import LogitsProcessor, LogitsProcessorList
+    from quarterdeck.generation.stopping import StoppingCriteria, StoppingCriteriaList
+    from quarterdeck.generation.streamers import TextIteratorStreamer, TextStreamer
+    from quarterdeck.model import CohereForCausalLM, CohereModel
+    from quarterdeck.pipelines import pipeline
+    from quarterdeck.tokenizer import BatchEncoding, CohereTokenizerFast
+
+__all__ = [
+    "AutoConfig",
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoTokenizer",
+    "BatchEncoding",
+    "Cache",
+    "CohereConfig",
+    "CohereForCausalLM",
+    "CohereModel",
+    "CohereTokenizerFast",
+    "DynamicCache",
+    "GenerationConfig",
+    "LogitsProcessor",
+    "LogitsProcessorList",
+    "QuarterdeckError",
+    "StaticCache",
+    "StoppingCriteria",
+    "StoppingCriteriaList",
+    "TextIteratorStreamer",
+    "TextStreamer",
+    "__version__",
+    "pipeline",
+]
+
+_HOMES = {
+    "AutoConfig": "auto",
+    "AutoModel": "auto",
+    "AutoModelForCausalLM": "auto",
+    "AutoTokenizer": "auto",
+    "BatchEncoding": "tokenizer",
+    "Cache": "cache",
+    "CohereConfig": "config",
+    "CohereForCausalLM": "model",
+    "CohereModel": "model",
+    "CohereTokenizerFast": "tokenizer",
+    "DynamicCache": "cache",
+    "GenerationConfig": "generation.config",
+    "LogitsProcessor": "generation.processors",
+    "LogitsProcessorList": "generation.processors",
+    "StaticCache": "cache",
+    "StoppingCriteria": "generation.stopping",
+    "StoppingCriteriaList": "generation.stopping",
+    "TextIteratorStreamer": "generation.streamers",
+    "TextStreamer": "generation.streamers",
+    "pipeline": "pipelines",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the home of a public name on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'quarterdeck' has no attribute {name!r}")
+    value = getattr(import_module(f"quarterdeck.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

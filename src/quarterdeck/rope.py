@@ -165,9 +165,7 @@ _ROPE_TYPES: Mapping[str, _RopeType] = {
     "yarn": _RopeType(
         _yarn,
         frozenset({"factor"}),
-        frozenset(
-            {"attention_factor", "beta_fast", "beta_slow", _ORIGINAL, "mscale", "mscale_all_dim", "truncate"}
-        ),
+        frozenset({"attention_factor", "beta_fast", "beta_slow", _ORIGINAL, "mscale", "mscale_all_dim", "truncate"}),
     ),
     "longrope": _RopeType(
         _longrope, frozenset({"short_factor", "long_factor"}), frozenset({"attention_factor", "factor"})

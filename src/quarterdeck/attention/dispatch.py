@@ -20,7 +20,14 @@ class AttentionFunction(Protocol):
     """
 
     def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, *, scale: float, dropout: float = 0.0
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: AttentionMask,
+        *,
+        scale: float,
+        dropout: float = 0.0,
     ) -> tuple[Tensor, Tensor | None]:
         """``[B, H, T, D]``, ``[B, G, S, D]``, ``[B, G, S, D]`` to ``[B, H, T, D]`` and weights or ``None``."""
         ...

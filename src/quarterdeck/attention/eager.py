@@ -12,9 +12,9 @@ from quarterdeck.attention.mask import AttentionMask
 def eager_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, *, scale: float, dropout: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """``softmax(query key^T * scale + mask) value``, key-value head ``j`` serving the ``H / G`` query heads from ``j H / G``.
+    """``softmax(query key^T * scale + mask) value``.
 
-    Scores are in the type of the activations, the softmax is in float32 and rounded back, as in transformers.
+    Key-value head ``j`` serves the ``H / G`` query heads from ``j H / G`` on. Scores are in the type of the activations, the softmax is in float32 and rounded back, as in transformers.
 
     Args:
         query: ``[B, H, T, D]``.
