@@ -14,7 +14,8 @@ def eager_attention(
 ) -> tuple[Tensor, Tensor]:
     """``softmax(query key^T * scale + mask) value``.
 
-    Key-value head ``j`` serves the ``H / G`` query heads from ``j H / G`` on. Scores are in the type of the activations, the softmax is in float32 and rounded back, as in transformers.
+    Key-value head ``j`` serves the ``H / G`` query heads from ``j H / G`` on. Scores are in the type of the
+    activations, the softmax is in float32 and rounded back, as in transformers.
 
     Args:
         query: ``[B, H, T, D]``.

@@ -20,11 +20,14 @@ def sdpa_attention(
     if queries == 1 and mask.explicit is None:
         # the heads of a group all see the same keys: let them be the queries of one head, and repeat nothing
         query = query.view(batch, key.shape[1], -1, width)
-    grouped = query.shape[1] != key.shape[1]
     bare = mask.sees_all or mask.is_square_causal
     allowed = None if bare else mask.allowed()
     if allowed is not None and allowed.is_floating_point():
         allowed = allowed.to(query.dtype)
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1 and allowed is not None and query.device.type == "cuda":
+        # with a mask, no fused CUDA kernel takes grouped heads: repeating keys beats the unfused fallback
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     output = scaled_dot_product_attention(
         query,
         key,
@@ -33,6 +36,6 @@ def sdpa_attention(
         dropout_p=dropout,
         is_causal=mask.is_square_causal and queries > 1,
         scale=scale,
-        enable_gqa=grouped,
+        enable_gqa=query.shape[1] != key.shape[1],
     )
     return output.view(batch, heads, queries, width), None
