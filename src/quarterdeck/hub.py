@@ -122,8 +122,8 @@ def _hub_errors(repository: str, revision: str | None) -> Iterator[None]:
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise CheckpointNotFoundError(
-            f"there is no folder '{repository}', {where} was not downloaded before, and the hub was not asked "
-            "or did not answer: check the connection, HF_HUB_OFFLINE and local_files_only"
+            f"there is no folder '{repository}', {where} was not downloaded before, and the hub was not "
+            "asked or did not answer: check the connection, HF_HUB_OFFLINE and local_files_only"
         ) from error
     except HFValidationError as error:
         raise CheckpointNotFoundError(

@@ -64,12 +64,8 @@ class HubOptions:
         self, name_or_dir: str | os.PathLike[str], filename: str, *, required: Literal[True] = True
     ) -> Path: ...
     @overload
-    def resolve_file(
-        self, name_or_dir: str | os.PathLike[str], filename: str, *, required: bool
-    ) -> Path | None: ...
-    def resolve_file(
-        self, name_or_dir: str | os.PathLike[str], filename: str, *, required: bool = True
-    ) -> Path | None:
+    def resolve_file(self, name_or_dir: str | os.PathLike[str], filename: str, *, required: bool) -> Path | None: ...
+    def resolve_file(self, name_or_dir: str | os.PathLike[str], filename: str, *, required: bool = True) -> Path | None:
         """The path of one file of a model; see the function of the same name."""
         folder = local_folder(name_or_dir)
         if folder is None:

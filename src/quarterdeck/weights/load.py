@@ -75,9 +75,7 @@ class LoadReport:
         if strict:
             parts += _listed("missing in the checkpoint", self.missing.items())
             parts += _listed("unknown to the model", self.unexpected.items())
-            parts += [
-                f"{one} and {other} are one tensor in the model, but differ" for one, other in self.unequal
-            ]
+            parts += [f"{one} and {other} are one tensor in the model, but differ" for one, other in self.unequal]
         if not ignore_mismatched_sizes:
             parts += [f"{name} is {there}, but {here} in the model" for name, there, here in self.mismatched]
         if parts:
@@ -85,7 +83,7 @@ class LoadReport:
 
 
 _REMEDY = (
-    "check that config.json belongs to these weights. strict=False leaves out what is unknown and initialises "
+    "check that config.json belongs to these weights. strict=False leaves out what is unknown and fills in "
     "what is missing; ignore_mismatched_sizes=True initialises what differs in shape; "
     "tie_word_embeddings=False loads an output head of its own"
 )
@@ -145,9 +143,7 @@ def _match(
     stored = _stored_names(shapes, source, naming)
     for alias, name in naming.tied.items():
         _match_tied(alias, name, stored, source, report, compare=compare_tied)
-    report.unexpected = {
-        name: source.shape(as_stored) for name, as_stored in stored.items() if name not in shapes
-    }
+    report.unexpected = {name: source.shape(as_stored) for name, as_stored in stored.items() if name not in shapes}
     report.missing = {name: shape for name, shape in shapes.items() if name not in stored}
     found: dict[str, str] = {}
     for name, shape in shapes.items():

@@ -172,9 +172,7 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt", device="cpu")
     except SafetensorError as error:
-        raise CheckpointCorruptError(
-            f"{path} {_diagnosis(path)} ({error}); fetch or copy it again"
-        ) from error
+        raise CheckpointCorruptError(f"{path} {_diagnosis(path)} ({error}); fetch or copy it again") from error
 
 
 def _diagnosis(path: Path) -> str:

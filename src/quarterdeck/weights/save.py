@@ -1,8 +1,8 @@
 """Writing a checkpoint so that at every moment there is a whole one in the folder: the old or the new.
 
-Everything is first written into a folder of its own inside the target, then renamed into place. What makes the
-new weights count is one rename: of the single file, which goes before an index, or of the index. Files of an
-earlier save that no longer belong are removed last.
+Everything is first written into a folder of its own inside the target, then renamed into place. What makes
+the new weights count is one step: the rename of the single file or of the index, or the removal of an old single
+file, which goes before an index. Files of an earlier save that no longer belong are removed last.
 
 A model whose weights are mapped from the very files that it replaces stays usable: a renamed or removed file
 lives on for as long as it is mapped.
@@ -22,7 +22,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from quarterdeck.errors import InputError
+from quarterdeck.errors import CheckpointError, InputError
 from quarterdeck.weights.index import INDEX_FILE, SHARD_FILE, SINGLE_FILE, read_weight_map
 
 _UNITS = {
@@ -42,8 +42,8 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Z]*)")
 def replacing_checkpoint(folder: Path) -> Iterator[Path]:
     """A temporary folder for the files of a new checkpoint, which replace those in ``folder`` on leaving.
 
-    If the block fails, ``folder`` stays as it was. Files that the block does not write, such as a tokenizer's,
-    are left alone; weights of an earlier save are removed.
+    If the block fails, ``folder`` stays as it was. Files that the block does not write, such as a
+    tokenizer's, are left alone; weights of an earlier save are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
@@ -60,7 +60,7 @@ def write_weights(state_dict: Mapping[str, Tensor], folder: Path, max_shard_size
     Args:
         state_dict: the tensors; two that share memory are both written.
         folder: an existing folder, without weights.
-        max_shard_size: bytes, or a text such as ``"5GB"`` or ``"500MiB"``; one larger tensor is a shard by itself.
+        max_shard_size: bytes, or a text such as ``"5GB"``; a tensor that is larger is a shard by itself.
 
     Raises:
         InputError: nothing to write, tensors without memory, or a size that cannot be read.
@@ -97,16 +97,14 @@ def split_into_shards(state_dict: Mapping[str, Tensor], max_bytes: int) -> list[
 
 
 def parse_size(size: int | str) -> int:
-    """Bytes of a number, or of a text with a unit: ``"5GB"`` is five times ten to the ninth, ``"5GiB"`` 5 * 2**30.
+    """Bytes of a number, or of a text with a unit: ``"5GB"`` is 5 * 10**9, ``"5GiB"`` 5 * 2**30.
 
     Raises:
         InputError: no such size, or none above zero.
     """
     match = _SIZE.fullmatch(str(size).strip().upper())
     if match is None or match[2] not in _UNITS:
-        raise InputError(
-            f"max_shard_size is {size!r}; give a number of bytes or a text such as '5GB' or '500MiB'"
-        )
+        raise InputError(f"max_shard_size is {size!r}; give a number of bytes or a text such as '5GB' or '500MiB'")
     count = int(float(match[1]) * _UNITS[match[2]])
     if count < 1:
         raise InputError(f"max_shard_size is {size!r}, but must be at least one byte")
@@ -153,32 +151,45 @@ def _flush(path: Path) -> None:
 def _install(staging: Path, folder: Path) -> None:
     """Renames the new files into place, those that make them count last, and removes what they supersede."""
     new = {path.name for path in staging.iterdir()}
+    _free_names(folder, new)
     old = {path.name for path in folder.iterdir() if _holds_weights(path.name)}
-    if any(SHARD_FILE.fullmatch(name) for name in new & old):
-        old |= _step_aside(folder)
-    for name in sorted(
-        new, key=lambda name: (name in (SINGLE_FILE, INDEX_FILE), not SHARD_FILE.fullmatch(name))
-    ):
+    for name in sorted(new, key=_install_order):
         (staging / name).replace(folder / name)
-    for name in sorted(old - new, key=lambda name: name != SINGLE_FILE):
+    for name in sorted(old - new, key=_removal_order):
         (folder / name).unlink()
 
 
-def _step_aside(folder: Path) -> set[str]:
-    """Gives shards in use second names and lets the index use those, so that their first names become free.
+def _install_order(name: str) -> int:
+    """Shards, then what goes with them, then what makes them count."""
+    if name in (SINGLE_FILE, INDEX_FILE):
+        return 2
+    return 0 if SHARD_FILE.fullmatch(name) else 1
 
-    Returns the second names. Without an index, the shards are in use by nobody and may be replaced as they are.
+
+def _removal_order(name: str) -> int:
+    """What makes old weights count first, so that shards are never missing from an index."""
+    return (SINGLE_FILE, INDEX_FILE).index(name) if name in (SINGLE_FILE, INDEX_FILE) else 2
+
+
+def _free_names(folder: Path, names: set[str]) -> None:
+    """Gives shards in use under one of ``names`` second names, and lets the index use those.
+
+    The files can then be replaced while the index still describes a whole checkpoint. What is no whole
+    checkpoint has nothing to lose and is left as it is.
     """
     index = folder / INDEX_FILE
-    if not index.is_file():
-        return set()
-    weight_map = read_weight_map(index)
-    aside = {shard: shard.replace("model-", "model-old-", 1) for shard in set(weight_map.values())}
-    for shard, second_name in aside.items():
-        _link(folder / shard, folder / second_name)
-    total_size = json.loads(index.read_text(encoding="utf-8")).get("metadata", {}).get("total_size", 0)
-    _write_index({name: aside[shard] for name, shard in weight_map.items()}, total_size, index)
-    return set(aside.values())
+    try:
+        weight_map = read_weight_map(index) if index.is_file() else {}
+    except CheckpointError:
+        return
+    shards = set(weight_map.values())
+    if not shards & names or not all((folder / shard).is_file() for shard in shards):
+        return
+    second = {shard: shard.replace("model-", "model-old-", 1) for shard in shards & names}
+    for shard, name in second.items():
+        _link(folder / shard, folder / name)
+    total_size = sum((folder / shard).stat().st_size for shard in shards)
+    _write_index({name: second.get(shard, shard) for name, shard in weight_map.items()}, total_size, index)
 
 
 def _link(path: Path, second_name: Path) -> None:

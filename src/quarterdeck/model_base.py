@@ -1,0 +1,226 @@
+"""What every model can do that needs no files: fresh weights, embeddings, counting, switches for training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from quarterdeck.attention.dispatch import get_attention
+from quarterdeck.config import CohereConfig
+from quarterdeck.errors import InputError
+from quarterdeck.weights.resize import resized_rows
+
+
+class ModelBase(nn.Module):
+    """The part of `quarterdeck.pretrained.PreTrainedModel` that does not touch files.
+
+    Attributes:
+        config: the configuration; shared by a model with a head and its base model.
+    """
+
+    config_class: ClassVar[type[CohereConfig]] = CohereConfig
+    base_model_prefix: ClassVar[str] = "model"
+    main_input_name: ClassVar[str] = "input_ids"
+    # names that share another's tensor if config.tie_word_embeddings, and that other name
+    _tied_weights: ClassVar[Mapping[str, str]] = {}
+    # names that only models with a head have; they stay behind when the base model is loaded from such a checkpoint
+    _head_weights: ClassVar[frozenset[str]] = frozenset({"lm_head.weight"})
+
+    def __init__(self, config: CohereConfig) -> None:
+        super().__init__()
+        if not isinstance(config, CohereConfig):
+            raise InputError(
+                f"config is a {type(config).__name__}, but must be a CohereConfig; to load a checkpoint use "
+                f"{type(self).__name__}.from_pretrained(...)"
+            )
+        self.config = config
+        self._input_grads_hook: RemovableHandle | None = None
+
+    def post_init(self) -> None:
+        """Called at the end of every constructor: gives fresh weights their values and ties those that are one."""
+        for child in self._own_modules():
+            if not any(parameter.is_meta for parameter in child.parameters(recurse=False)):
+                self._init_weights(child)
+        self.tie_weights()
+
+    def _own_modules(self) -> list[nn.Module]:
+        """All modules inside, without those of models inside, which have seen to themselves."""
+        inner = [child for child in self.children() if isinstance(child, ModelBase)]
+        theirs = {id(module) for child in inner for module in child.modules()}
+        return [module for module in self.modules() if id(module) not in theirs]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Values of an untrained module: normal with ``initializer_range``, biases zero, norms one."""
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "bias":
+                parameter.zero_()
+            elif isinstance(module, nn.Linear | nn.Embedding):
+                parameter.normal_(0.0, self.config.initializer_range)
+            else:
+                parameter.fill_(1.0)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            module.weight[module.padding_idx] = 0.0
+
+    def init_weights(self) -> None:
+        """Gives all weights the values of an untrained model, whatever they are now."""
+        for module in self.modules():
+            self._init_weights(module)
+        self.tie_weights()
+
+    # -- embeddings ------------------------------------------------------------------------------------
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding, ``[V, E]``."""
+        raise NotImplementedError(f"{type(self).__name__} does not say where its embedding is")
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replaces the token embedding; `tie_weights` then ties the head to the new one."""
+        raise NotImplementedError(f"{type(self).__name__} does not say where its embedding is")
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """The output head, ``[V, E]``; None if there is none."""
+        return None
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replaces the output head."""
+        raise InputError(f"{type(self).__name__} has no output head to replace")
+
+    def tied_weights(self) -> Mapping[str, str]:
+        """Names of weights that share another's tensor, to that other name; none if the configuration unties them."""
+        return self._tied_weights if self.config.tie_word_embeddings else {}
+
+    def tie_weights(self) -> None:
+        """Lets the weights that are one by the configuration be one in memory; of a pair, the embedding counts."""
+        for alias, name in self.tied_weights().items():
+            path, _, leaf = alias.rpartition(".")
+            setattr(self.get_submodule(path), leaf, self.get_parameter(name))
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
+        """Gives the embedding and the output head another number of rows, and returns the embedding.
+
+        Args:
+            new_num_tokens: the new number; None keeps the present one.
+            pad_to_multiple_of: round the number up to a multiple of this.
+            mean_resizing: draw new rows around the mean of the old ones; otherwise as in an untrained model.
+
+        Raises:
+            InputError: the number is below 1, or would cut off the padding token.
+        """
+        old = self.get_input_embeddings()
+        rows = _rounded_up(old.num_embeddings if new_num_tokens is None else new_num_tokens, pad_to_multiple_of)
+        padding = self.config.pad_token_id
+        if rows < 1 or (padding is not None and padding >= rows):
+            raise InputError(f"new_num_tokens is {rows}, but must be at least 1 and beyond the padding token {padding}")
+        if rows == old.num_embeddings:
+            return old
+        fill = None if mean_resizing else self._fill_rows
+        old.weight = resized_rows(old.weight, rows, fill)
+        old.num_embeddings = self.config.vocab_size = rows
+        head = self.get_output_embeddings()
+        if head is not None:
+            head.out_features = rows
+            if not self.config.tie_word_embeddings:
+                head.weight = resized_rows(head.weight, rows, fill)
+        self.tie_weights()
+        return old
+
+    def _fill_rows(self, rows: Tensor) -> None:
+        rows.normal_(0.0, self.config.initializer_range)
+
+    # -- what it is ------------------------------------------------------------------------------------
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The model without its head; the model itself if it has none."""
+        base: nn.Module = getattr(self, self.base_model_prefix, self)
+        return base
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are (the first, if they are in several places)."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights (the first floating one)."""
+        return next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Number of weights, tied ones once; on request without those that are not trained, or embeddings."""
+        tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else set()
+        counted = (p for p in self.parameters() if id(p) not in tables and (p.requires_grad or not only_trainable))
+        return sum(parameter.numel() for parameter in counted)
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of all weights, tied ones once, and of the buffers if ``return_buffers``."""
+        tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
+        return sum(tensor.nbytes for tensor in tensors)
+
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """Chooses the attention backend, ``"eager"`` or ``"sdpa"``, from the next call on.
+
+        Raises:
+            UnsupportedOptionError: there is no such backend.
+        """
+        get_attention(attn_implementation)
+        self.config.attn_implementation = attn_implementation
+
+    # -- training --------------------------------------------------------------------------------------
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Saves memory in training: the inside of a layer is computed again when its gradient is needed.
+
+        Args:
+            gradient_checkpointing_kwargs: arguments of ``torch.utils.checkpoint.checkpoint``.
+        """
+        for module in self._checkpointing_modules():
+            module.gradient_checkpointing = True
+            module.gradient_checkpointing_kwargs = dict(gradient_checkpointing_kwargs or {})
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Computes every layer once again, and keeps what its gradient needs."""
+        for module in self._checkpointing_modules():
+            module.gradient_checkpointing = False
+            module.gradient_checkpointing_kwargs = {}
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether `gradient_checkpointing_enable` is in effect."""
+        return any(module.gradient_checkpointing for module in self._checkpointing_modules())
+
+    def _checkpointing_modules(self) -> list[Any]:
+        return [module for module in self.modules() if hasattr(module, "gradient_checkpointing")]
+
+    def enable_input_require_grads(self) -> None:
+        """Makes the embedding's output need a gradient although the embedding is frozen, as adapters need it."""
+        if self._input_grads_hook is None:
+            embedding = self.get_input_embeddings()
+            self._input_grads_hook = embedding.register_forward_hook(_require_grad)
+
+    def disable_input_require_grads(self) -> None:
+        """Takes back `enable_input_require_grads`."""
+        if self._input_grads_hook is not None:
+            self._input_grads_hook.remove()
+            self._input_grads_hook = None
+
+
+def _rounded_up(rows: int, multiple: int | None) -> int:
+    if multiple is None:
+        return rows
+    if multiple < 1:
+        raise InputError(f"pad_to_multiple_of is {multiple}, but must be at least 1")
+    return -(-rows // multiple) * multiple
+
+
+def _require_grad(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    output.requires_grad_(True)

@@ -1,0 +1,281 @@
+"""PreTrainedModel: what every model can do around its ``forward``.
+
+Loading and saving here; embeddings, counting and the rest in `quarterdeck.model_base`. The architecture is in
+`quarterdeck.model`, the work on files is done in `quarterdeck.weights`; here the two meet.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, overload
+
+import torch
+from torch import Tensor
+
+from quarterdeck.attention.dispatch import get_attention
+from quarterdeck.config import CohereConfig
+from quarterdeck.errors import InputError, UnsupportedOptionError
+from quarterdeck.generation.config import FILE_NAME as GENERATION_CONFIG
+from quarterdeck.generation.config import GenerationConfig
+from quarterdeck.locate import HubOptions
+from quarterdeck.model_base import ModelBase
+from quarterdeck.weights.index import find_weights
+from quarterdeck.weights.load import LoadReport, Naming, load_weights
+from quarterdeck.weights.options import check_load_options, device_of, weights_dtype
+from quarterdeck.weights.reader import CheckpointTensors, MemoryTensors, TensorSource, first_floating_dtype
+from quarterdeck.weights.save import replacing_checkpoint, write_weights
+
+PathLike = str | os.PathLike[str]
+
+
+class PreTrainedModel(ModelBase):
+    """Base class of the models.
+
+    Attributes:
+        config: the configuration; shared by a model with a head and its base model.
+        generation_config: defaults of ``generate``; None for a model that cannot.
+    """
+
+    def __init__(self, config: CohereConfig) -> None:
+        super().__init__(config)
+        self.generation_config = GenerationConfig.from_model_config(config) if self.can_generate() else None
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Whether the model makes text."""
+        return hasattr(cls, "generate")
+
+    # -- loading ---------------------------------------------------------------------------------------
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: PathLike | None,
+        *,
+        output_loading_info: Literal[False] = False,
+        **options: Any,
+    ) -> Self: ...
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: PathLike | None,
+        *,
+        output_loading_info: Literal[True],
+        **options: Any,
+    ) -> tuple[Self, dict[str, Any]]: ...
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: PathLike | None,
+        *,
+        config: CohereConfig | PathLike | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
+        dtype: str | torch.dtype | None = None,
+        torch_dtype: str | torch.dtype | None = None,
+        device_map: str | int | torch.device | Mapping[str, Any] | None = None,
+        attn_implementation: str | None = None,
+        strict: bool = True,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        subfolder: str = "",
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **options: Any,
+    ) -> Self | tuple[Self, dict[str, Any]]:
+        """A model with the weights of a checkpoint, in evaluation mode.
+
+        The model is built without memory, and the weights take their places one by one. A weight that needs no
+        conversion stays a window on its file: loading float32 as float32 on the CPU reads nothing at all.
+
+        Args:
+            pretrained_model_name_or_path: ``"midshipman"``, a folder, or a hub id; None if ``config`` and
+                ``state_dict`` say it all.
+            config: a configuration in place of the checkpoint's, or where to read one.
+            state_dict: weights in place of the checkpoint's. Tensors that need no conversion become the model's
+                own, they are not copied.
+            dtype: type of the weights: a ``torch.dtype``, its name, or ``"auto"`` for the one in the configuration,
+                or else of the first weight. Default: float32.
+            torch_dtype: the older name of ``dtype``.
+            device_map: one device for the whole model, ``"cuda:1"``, ``1``, ``{"": "cuda:1"}``. Default: torch's
+                default device.
+            attn_implementation: attention backend; see `set_attn_implementation`.
+            strict: whether missing and unexpected weights are an error. If not, unexpected ones are left out and
+                missing ones initialised.
+            ignore_mismatched_sizes: initialise weights whose shape differs from the checkpoint's.
+            output_loading_info: return the model and a dictionary with ``missing_keys``, ``unexpected_keys``,
+                ``mismatched_keys``.
+            revision: branch, tag or commit on the hub.
+            token: access token for the hub.
+            subfolder: folder inside the checkpoint.
+            cache_dir: folder of downloaded files.
+            local_files_only: use only files downloaded before.
+            force_download: download again.
+            options: fields of the configuration to override by name. Of transformers' other options
+                ``low_cpu_mem_usage``, ``use_safetensors`` and ``trust_remote_code`` are accepted where they ask
+                for what is always done here; all others are refused.
+
+        Raises:
+            CheckpointNotFoundError: no such checkpoint, or no config.json or weights in it.
+            CheckpointCorruptError: a file is truncated or damaged.
+            CheckpointUnsafeError: the weights are only there as pickle files.
+            CheckpointMismatchError: weights and model do not fit.
+            UnsupportedOptionError: an option that is not here, or no field of the configuration.
+        """
+        name = pretrained_model_name_or_path
+        hub = HubOptions(revision, token, subfolder, cache_dir, local_files_only, force_download)
+        overrides = check_load_options(options)
+        device = device_of(device_map)
+        asked = weights_dtype(dtype, torch_dtype)
+        if name is not None and config is None:
+            hub = hub.pinned_to(hub.resolve_file(name, "config.json"))
+        config = cls._resolve_config(name if config is None else config, hub, overrides)
+        if attn_implementation is not None:
+            config.attn_implementation = attn_implementation
+        source = _resolve_source(name, state_dict, hub)
+        config.dtype = (config.dtype or first_floating_dtype(source)) if asked == "auto" else asked
+
+        model = cls._on_meta(config)
+        report = model._load(source, device, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes)
+        if name is not None:
+            model._read_generation_config(name, hub)
+        model.eval()
+        return (model, report.as_dict()) if output_loading_info else model
+
+    @classmethod
+    def _resolve_config(
+        cls, config: CohereConfig | PathLike | None, hub: HubOptions, overrides: dict[str, Any]
+    ) -> CohereConfig:
+        """A configuration of the model's own, to be changed at will: read from a checkpoint, or copied."""
+        if config is None:
+            raise InputError("there is neither a checkpoint's name nor a config; give one of them")
+        if not isinstance(config, CohereConfig):
+            found = cls.config_class.from_pretrained(config, **vars(hub), **overrides)
+        elif overrides:
+            values = config.to_dict() | {"attn_implementation": config.attn_implementation}
+            found = type(config).from_dict(values, **overrides)
+        else:
+            found = copy.deepcopy(config)
+        if getattr(found, "quantization_config", None):
+            raise UnsupportedOptionError(
+                "the checkpoint's weights are quantized (config.json has a quantization_config), which is not read "
+                "yet; use the checkpoint that it was made from"
+            )
+        return found
+
+    @classmethod
+    def _on_meta(cls, config: CohereConfig) -> Self:
+        """The model with shapes and no memory."""
+        get_attention(config.attn_implementation)
+        with torch.device("meta"):
+            return cls(config)
+
+    @classmethod
+    def _from_config(
+        cls,
+        config: CohereConfig,
+        *,
+        dtype: str | torch.dtype | None = None,
+        torch_dtype: str | torch.dtype | None = None,
+        attn_implementation: str | None = None,
+    ) -> Self:
+        """An untrained model of ``config`` (which is copied), in ``dtype`` or else the configuration's, or float32."""
+        config = copy.deepcopy(config)
+        if attn_implementation is not None:
+            config.attn_implementation = attn_implementation
+        get_attention(config.attn_implementation)
+        asked = weights_dtype("auto" if dtype is None and torch_dtype is None else dtype, torch_dtype)
+        config.dtype = config.dtype or torch.float32 if asked == "auto" else asked
+        return cls(config).to(config.dtype)
+
+    def _load(
+        self, source: TensorSource, device: torch.device, *, strict: bool, ignore_mismatched_sizes: bool
+    ) -> LoadReport:
+        report = load_weights(
+            self,
+            source,
+            naming=self._naming(),
+            dtype=self.config.dtype,
+            device=device,
+            initialise=self._init_weights,
+            strict=strict,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+        )
+        self.tie_weights()
+        self.to(device)  # the weights are there already; tables that are no weights follow
+        return report
+
+    def _naming(self) -> Naming:
+        return Naming(prefix=f"{self.base_model_prefix}.", head=self._head_weights, tied=self.tied_weights())
+
+    def _read_generation_config(self, name: PathLike, hub: HubOptions) -> None:
+        if not self.can_generate():
+            return
+        path = hub.resolve_file(name, GENERATION_CONFIG, required=False)
+        if path is not None:
+            self.generation_config = GenerationConfig.from_pretrained(path.parent)
+
+    # -- saving ----------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self,
+        save_directory: PathLike,
+        *,
+        max_shard_size: int | str = "5GB",
+        state_dict: Mapping[str, Tensor] | None = None,
+        safe_serialization: bool = True,
+        push_to_hub: bool = False,
+    ) -> None:
+        """Writes config.json, generation_config.json and the weights, so that `from_pretrained` reads them back.
+
+        An earlier checkpoint in the folder is replaced as a whole or, if anything fails on the way, not at all.
+        Other files, such as the tokenizer's, stay.
+
+        Args:
+            save_directory: the folder, made if it is not there.
+            max_shard_size: bytes in one file at most, a number or a text such as ``"5GB"``; a tensor that is larger
+                is a file by itself.
+            state_dict: weights to write in place of the model's own.
+            safe_serialization: only True; weights are written as safetensors.
+            push_to_hub: only False.
+
+        Raises:
+            InputError: a size that cannot be read, or weights without values (on the meta device).
+            UnsupportedOptionError: pickle files or an upload were asked for.
+        """
+        if not safe_serialization:
+            raise UnsupportedOptionError("safe_serialization=False is refused: weights are written as safetensors only")
+        if push_to_hub:
+            raise UnsupportedOptionError("push_to_hub=True is refused: save, then run `hf upload <id> <folder>`")
+        tensors = self._without_tied(self.state_dict() if state_dict is None else state_dict)
+        config = copy.deepcopy(self.config)
+        config.architectures = [type(self).__name__]
+        config.dtype = first_floating_dtype(MemoryTensors(tensors))
+        with replacing_checkpoint(Path(save_directory)) as folder:
+            write_weights(tensors, folder, max_shard_size)
+            config.save_pretrained(folder)
+            if self.generation_config is not None:
+                self.generation_config.save_pretrained(folder)
+
+    def _without_tied(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors, each once: without the second name of those that are one in memory."""
+        tensors = dict(state_dict)
+        for alias, name in self.tied_weights().items():
+            if alias in tensors and name in tensors and tensors[alias].is_set_to(tensors[name]):
+                del tensors[alias]
+        return tensors
+
+
+def _resolve_source(name: PathLike | None, state_dict: Mapping[str, Tensor] | None, hub: HubOptions) -> TensorSource:
+    if state_dict is not None:
+        return MemoryTensors(state_dict)
+    if name is None:
+        raise InputError("there is neither a checkpoint's name nor a state_dict; give one of them")
+    return CheckpointTensors(find_weights(name, hub))

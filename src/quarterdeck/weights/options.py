@@ -1,0 +1,111 @@
+"""What may be asked of loading: where the weights go, in which type, and what is refused with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+
+from quarterdeck.config import as_dtype
+from quarterdeck.errors import InputError, UnsupportedOptionError
+
+Dtype = str | torch.dtype | None
+DeviceMap = str | int | torch.device | Mapping[str, Any] | None
+
+# options of transformers that ask for what is always done here: the values that do
+_ALREADY_SO: Mapping[str, tuple[object, ...]] = {
+    "low_cpu_mem_usage": (True, False, None),
+    "use_safetensors": (True, None),
+    "trust_remote_code": (False, None),
+    "weights_only": (True, None),
+}
+
+_REFUSED: Mapping[str, str] = {
+    "use_safetensors": "weights are read from safetensors files only, since others can run code when they are opened",
+    "trust_remote_code": "no code of a checkpoint is ever run; the architecture is the one in this package",
+    "weights_only": "pickle files are not opened at all; only safetensors files are read",
+    "quantization_config": "quantized loading is not there yet",
+    "load_in_8bit": "quantized loading is not there yet",
+    "load_in_4bit": "quantized loading is not there yet",
+    "max_memory": "models go to one device as a whole; leave it out and give device_map a single device",
+    "offload_folder": "models go to one device as a whole; leave it out",
+    "offload_state_dict": "models go to one device as a whole; leave it out",
+    "offload_buffers": "models go to one device as a whole; leave it out",
+    "tp_plan": "models go to one device as a whole; leave it out",
+    "device_mesh": "models go to one device as a whole; leave it out",
+    "gguf_file": "GGUF files are not read; use the checkpoint's safetensors files",
+    "from_tf": "TensorFlow weights are not read; use the checkpoint's safetensors files",
+    "from_flax": "Flax weights are not read; use the checkpoint's safetensors files",
+    "variant": "only files without a variant are looked for; use a revision or subfolder that has them",
+    "adapter_name": "adapters are not there yet",
+    "key_mapping": "weights must have the architecture's names; rename them and pass them as state_dict",
+    "use_auth_token": "the option is called token",
+    "resume_download": "downloads are always resumed; leave it out",
+    "proxies": "set the environment variable HTTPS_PROXY instead",
+    "mirror": "set the environment variable HF_ENDPOINT instead",
+}
+
+
+def check_load_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments that are left for the configuration, after those of transformers that are not.
+
+    Raises:
+        UnsupportedOptionError: an option asks for what is not done here.
+    """
+    overrides: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in _ALREADY_SO and any(value is accepted for accepted in _ALREADY_SO[name]):
+            continue
+        if name in _REFUSED:
+            raise UnsupportedOptionError(f"{name}={value!r} is refused: {_REFUSED[name]}")
+        if name in _ALREADY_SO:
+            raise UnsupportedOptionError(f"{name} is {value!r}, but must be True or False")
+        overrides[name] = value
+    return overrides
+
+
+def weights_dtype(dtype: Dtype, torch_dtype: Dtype) -> torch.dtype | Literal["auto"]:
+    """The type that weights are asked for in; float32 if nothing is said, as in transformers.
+
+    Raises:
+        InputError: the two names of the option contradict each other, or the type is not a floating one.
+    """
+    if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
+        raise InputError(f"dtype={dtype!r} and torch_dtype={torch_dtype!r} are one option; give one of them")
+    asked = torch_dtype if dtype is None else dtype
+    if asked == "auto":
+        return "auto"
+    found = as_dtype(asked)
+    if found is not None and not found.is_floating_point:
+        raise InputError(f"dtype is {found}, but must be a floating type such as float32, bfloat16 or float16")
+    return torch.float32 if found is None else found
+
+
+def device_of(device_map: DeviceMap) -> torch.device:
+    """The one device that a device map names; torch's default device if it is None.
+
+    Raises:
+        UnsupportedOptionError: the map spreads the model over several places.
+        InputError: there is no such device.
+    """
+    if isinstance(device_map, Mapping):
+        if set(device_map) != {""}:
+            raise UnsupportedOptionError(
+                f"device_map={dict(device_map)!r} is refused: models go to one device as a whole; "
+                "give a single device such as 'cuda:0' or {'': 'cuda:0'}"
+            )
+        device_map = device_map[""]
+    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        raise UnsupportedOptionError(
+            f"device_map={device_map!r} is refused: models go to one device as a whole; give one such as 'cuda:0'"
+        )
+    if device_map is None:
+        return torch.get_default_device()
+    try:
+        device = torch.device(device_map)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"device_map is {device_map!r}, which is no device: {error}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device_map is {device_map!r}, but there is no CUDA device here; use 'cpu'")
+    return device
