@@ -57,9 +57,7 @@ def logits_processors(
         eos: the end tokens; empty if there are none.
         custom: the caller's. One of the same class as one of the options' takes its place.
     """
-    made = (
-        _biases(config, eos) + _lengths(config, prompt_length, max_length, eos) + _bans(config, prompt_length)
-    )
+    made = _biases(config, eos) + _lengths(config, prompt_length, max_length, eos) + _bans(config, prompt_length)
     chain = LogitsProcessorList(merge(made, custom, "logits processor"))
     if config.do_sample:
         chain.extend(warpers(config))
@@ -73,9 +71,7 @@ def _biases(config: GenerationConfig, eos: Sequence[int]) -> list[ProcessorFunct
     if config.sequence_bias:
         made.append(SequenceBiasLogitsProcessor(config.sequence_bias))
     if config.logit_bias:
-        made.append(
-            SequenceBiasLogitsProcessor({(token,): bias for token, bias in config.logit_bias.items()})
-        )
+        made.append(SequenceBiasLogitsProcessor({(token,): bias for token, bias in config.logit_bias.items()}))
     if config.repetition_penalty not in (None, 1.0):
         made.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
     if config.no_repeat_ngram_size:
@@ -102,9 +98,7 @@ def _lengths(
     if config.exponential_decay_length_penalty is not None:
         if not eos:
             raise InputError("exponential_decay_length_penalty raises the end token: set eos_token_id")
-        made.append(
-            ExponentialDecayLengthPenalty(config.exponential_decay_length_penalty, eos, prompt_length)
-        )
+        made.append(ExponentialDecayLengthPenalty(config.exponential_decay_length_penalty, eos, prompt_length))
     return made
 
 

@@ -213,9 +213,7 @@ class GenerationConfig:
         try:
             self.validate()
         except InputError as error:
-            raise InputError(
-                f"{error} (The value comes from {FILE_NAME}, or a dictionary in its place.)"
-            ) from error
+            raise InputError(f"{error} (The value comes from {FILE_NAME}, or a dictionary in its place.)") from error
 
     @classmethod
     def from_pretrained(
@@ -241,9 +239,7 @@ class GenerationConfig:
         path = hub.resolve_file(pretrained_model_name, config_file_name)
         return cls.from_dict(_read_object(path), **overrides)
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike[str], config_file_name: str = FILE_NAME
-    ) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], config_file_name: str = FILE_NAME) -> None:
         """Write the options that differ from the defaults; the folder is made if need be."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
@@ -275,11 +271,7 @@ def describe_unknown(name: str) -> str:
     """The message for an argument that is no option: why, and what may have been meant."""
     if name in CALL_ARGUMENTS:
         reason = CALL_ARGUMENTS[name]
-        return (
-            f"{name!r} is refused: {reason}."
-            if reason
-            else f"{name!r} is no option: pass it to generate() itself."
-        )
+        return f"{name!r} is refused: {reason}." if reason else f"{name!r} is no option: pass it to generate() itself."
     close = difflib.get_close_matches(name, [*OPTIONS, *CALL_ARGUMENTS], n=3)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     return f"{name!r} is no generation option.{hint}"
@@ -306,9 +298,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointCorruptError(
-            f"{path} is not valid JSON: {error}. Fetch or write it again."
-        ) from error
+        raise CheckpointCorruptError(f"{path} is not valid JSON: {error}. Fetch or write it again.") from error
     if not isinstance(content, dict):
         raise CheckpointCorruptError(f"{path} must hold a JSON object, not {type(content).__name__}.")
     return content

@@ -53,9 +53,7 @@ _TABLE = (
     Option("use_cache", True),
     Option("cache_implementation", None),
     Option("prefill_chunk_size", None),
-    Option(
-        "cache_config", None, "the caches of this version (dynamic, static) have nothing to configure", ({},)
-    ),
+    Option("cache_config", None, "the caches of this version (dynamic, static) have nothing to configure", ({},)),
     Option("return_legacy_cache", None, "caches are objects here, never tuples of tuples", (False,)),
     # the logits
     Option("temperature", 1.0),

@@ -94,9 +94,7 @@ class SequenceBiasLogitsProcessor(LogitsProcessor):
         size = scores.shape[-1]
         outside = sorted({token for sequence in self.sequence_bias for token in sequence if token >= size})
         if outside:
-            raise InputError(
-                f"biased or banned tokens {outside} are outside the vocabulary of {size}: remove them"
-            )
+            raise InputError(f"biased or banned tokens {outside} are outside the vocabulary of {size}: remove them")
         single = torch.zeros(size, dtype=torch.float32, device=scores.device)
         for sequence, number in self.sequence_bias.items():
             if len(sequence) == 1:
@@ -197,9 +195,7 @@ class InfNanRemoveLogitsProcessor(LogitsProcessor):
 class ExponentialDecayLengthPenalty(LogitsProcessor):
     """Raises the end tokens more and more after ``start`` new tokens: by ``|score| * (factor ** n - 1)``."""
 
-    def __init__(
-        self, start_and_factor: Sequence[float], eos: int | Iterable[int], prompt_length: int
-    ) -> None:
+    def __init__(self, start_and_factor: Sequence[float], eos: int | Iterable[int], prompt_length: int) -> None:
         self.start = int(start_and_factor[0]) + prompt_length
         self.factor = float(start_and_factor[1])
         self.eos = TokenSet(eos)

@@ -26,9 +26,7 @@ def multinomial(scores: Tensor, generator: torch.Generator | None = None) -> Ten
     return torch.multinomial(probabilities, num_samples=1, generator=generator).squeeze(1)
 
 
-def make_generator(
-    seed: int | None, generator: torch.Generator | None, device: torch.device
-) -> torch.Generator | None:
+def make_generator(seed: int | None, generator: torch.Generator | None, device: torch.device) -> torch.Generator | None:
     """The source of randomness that was asked for: a generator, a seed for a new one, or neither (None).
 
     Raises:

@@ -51,15 +51,11 @@ def _is_tokens(value: Any) -> bool:
 
 
 def _is_words(value: Any) -> bool:
-    return (
-        isinstance(value, (list, tuple)) and bool(value) and all(_is_tokens(item) and item for item in value)
-    )
+    return isinstance(value, (list, tuple)) and bool(value) and all(_is_tokens(item) and item for item in value)
 
 
 def _is_token_bias(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(
-        _is_token(key) and _is_bias(bias) for key, bias in value.items()
-    )
+    return isinstance(value, Mapping) and all(_is_token(key) and _is_bias(bias) for key, bias in value.items())
 
 
 def _is_bias(value: Any) -> bool:
@@ -78,11 +74,7 @@ def _is_sequence_bias(value: Any) -> bool:
 
 def _is_stop(value: Any) -> bool:
     strings = [value] if isinstance(value, str) else value
-    return (
-        isinstance(strings, (list, tuple))
-        and bool(strings)
-        and all(isinstance(s, str) and s for s in strings)
-    )
+    return isinstance(strings, (list, tuple)) and bool(strings) and all(isinstance(s, str) and s for s in strings)
 
 
 def _is_decay(value: Any) -> bool:

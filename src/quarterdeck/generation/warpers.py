@@ -50,9 +50,10 @@ class TopPLogitsWarper(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The filtered scores."""
-        left = int((scores > -math.inf).sum(dim=-1).max())
-        if 0 < left <= SMALL_SUPPORT:
-            return self._filter_few(scores, left)
+        if scores.shape[-1] > SMALL_SUPPORT:
+            left = int((scores > -math.inf).sum(dim=-1).max())
+            if 0 < left <= SMALL_SUPPORT:
+                return self._filter_few(scores, left)
         return scores.masked_fill(self._outside(scores), -math.inf)
 
     def _outside(self, scores: Tensor) -> Tensor:

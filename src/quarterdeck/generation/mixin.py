@@ -1,0 +1,277 @@
+"""`generate`, for a model that inherits it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from quarterdeck.cache.base import Cache
+from quarterdeck.errors import InputError, UnsupportedOptionError
+from quarterdeck.generation.config import GenerationConfig, describe_unknown
+from quarterdeck.generation.core import CausalModel, Plan, Step, generate_steps
+from quarterdeck.generation.inputs import MODEL_INPUTS, Prompt, checked_cache, make_prompt
+from quarterdeck.generation.options import CALL_ARGUMENTS
+from quarterdeck.generation.output import GenerateDecoderOnlyOutput
+from quarterdeck.generation.plan import (
+    end_tokens,
+    make_cache,
+    make_plan,
+    padding_token,
+    resolve_options,
+    settle_lengths,
+)
+from quarterdeck.generation.processors import ProcessorFunction
+from quarterdeck.generation.sampling import make_generator
+from quarterdeck.generation.stopping import CriterionFunction, Decoder
+from quarterdeck.generation.streamers import BaseStreamer
+
+
+class Streamer(Protocol):
+    """What `generate` calls of a streamer; `BaseStreamer` has a hook for errors besides."""
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt's ids [B, T], then each step's [B], on the CPU."""
+        ...
+
+    def end(self) -> None:
+        """Generation is over."""
+        ...
+
+
+class GeneratingModel(CausalModel, Protocol):
+    """A model with default options."""
+
+    @property
+    def generation_config(self) -> GenerationConfig | None:
+        """The defaults of `generate`; None takes the special tokens of ``config``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of `generate`, checked and ready to run."""
+
+    model: CausalModel
+    config: GenerationConfig
+    prompt: Prompt
+    cache: Cache | None
+    plan: Plan
+
+    def steps(self) -> Iterator[Step]:
+        """Run it."""
+        return generate_steps(self.model, self.prompt, self.cache, self.plan)
+
+
+class GenerationMixin:
+    """Gives a causal language model `generate` and `generate_steps`."""
+
+    @torch.no_grad()
+    def generate(
+        self: GeneratingModel,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: Iterable[ProcessorFunction] | None = None,
+        stopping_criteria: Iterable[CriterionFunction] | None = None,
+        *,
+        streamer: Streamer | None = None,
+        tokenizer: Decoder | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        use_model_defaults: bool | None = None,
+        **kwargs: Any,
+    ) -> Tensor | GenerateDecoderOnlyOutput:
+        """Continue prompts.
+
+        >>> model.generate(**tokenizer("Plants create energy", return_tensors="pt"), max_new_tokens=20)
+
+        Args:
+            inputs: [B, T] token ids; the same as ``input_ids=``. Without any prompt the text begins with BOS.
+            generation_config: options; the model's own where this one has global defaults.
+            logits_processor: callables ``(input_ids, scores) -> scores``, run after the penalties and bans that
+                options ask for and before temperature and filters.
+            stopping_criteria: callables ``(input_ids, scores) -> bool or [B] bool``.
+            streamer: is given the prompt and each token as they come.
+            tokenizer: needed for ``stop_strings``.
+            seed: draws come from a new generator with this seed.
+            generator: draws come from it. With neither they come from torch's global generator.
+            use_model_defaults: see `resolve_options`.
+            **kwargs: options by name (see `GenerationConfig`), and inputs of the model: ``input_ids``,
+                ``attention_mask`` [B, P], ``inputs_embeds`` [B, P, E] (seen by the model in place of the
+                tokens), ``position_ids`` [B, P], ``past_key_values`` (a cache to continue from; the prompt
+                contains the cached tokens), ``logits_to_keep``. Anything else is refused by name.
+
+        Returns:
+            [B * num_return_sequences, T] int64: the prompt's tokens and the new ones (for embeddings alone, only
+            the new ones), rows that finished early filled with ``pad_token_id``; or a
+            `GenerateDecoderOnlyOutput` if ``return_dict_in_generate``.
+
+        Raises:
+            UnsupportedOptionError: an argument that is unknown, or not in this version.
+            InputError: arguments that cannot be right, alone or together; a prompt beyond the context.
+        """
+        try:
+            call = prepare_call(
+                self,
+                inputs,
+                generation_config,
+                processors=logits_processor,
+                criteria=stopping_criteria,
+                tokenizer=tokenizer,
+                generator=make_generator(seed, generator, self.device),
+                use_model_defaults=use_model_defaults,
+                arguments=kwargs,
+            )
+            return _collect(call, streamer)
+        except BaseException as error:
+            if isinstance(streamer, BaseStreamer):
+                streamer.fail(error)
+            raise
+
+    def generate_steps(
+        self: GeneratingModel,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: Iterable[ProcessorFunction] | None = None,
+        stopping_criteria: Iterable[CriterionFunction] | None = None,
+        *,
+        tokenizer: Decoder | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        use_model_defaults: bool | None = None,
+        **kwargs: Any,
+    ) -> Iterator[Step]:
+        """The same as a generator of steps: a token of every row at a time, with scores and logits.
+
+        Arguments are checked at once; the model runs as the steps are asked for, and no further when they are not.
+
+        >>> for step in model.generate_steps(ids, max_new_tokens=20):
+        ...     print(step.tokens.tolist())
+        """
+        call = prepare_call(
+            self,
+            inputs,
+            generation_config,
+            processors=logits_processor,
+            criteria=stopping_criteria,
+            tokenizer=tokenizer,
+            generator=make_generator(seed, generator, self.device),
+            use_model_defaults=use_model_defaults,
+            arguments=kwargs,
+        )
+        return call.steps()
+
+
+def prepare_call(
+    model: GeneratingModel,
+    inputs: Tensor | None,
+    generation_config: GenerationConfig | None,
+    *,
+    processors: Iterable[ProcessorFunction] | None,
+    criteria: Iterable[CriterionFunction] | None,
+    tokenizer: Decoder | None,
+    generator: torch.Generator | None,
+    use_model_defaults: bool | None,
+    arguments: dict[str, Any],
+) -> Call:
+    """Check the arguments of `generate` and decide everything that can be decided before the model runs."""
+    given = {name: value for name, value in arguments.items() if name in MODEL_INPUTS}
+    options = {name: value for name, value in arguments.items() if name not in MODEL_INPUTS}
+    _refuse_call_arguments(options)
+    defaults = model.generation_config or GenerationConfig.from_model_config(model.config)
+    config = resolve_options(defaults, generation_config, use_model_defaults, options)
+    prompt = make_prompt(
+        inputs,
+        given,
+        device=model.device,
+        bos=config.bos_token_id,
+        pad=padding_token(config),
+        eos=end_tokens(config),
+    )
+    past = checked_cache(given.get("past_key_values"), prompt)
+    copies = config.num_return_sequences or 1
+    if past is not None and copies > 1:
+        past.batch_repeat_interleave(copies)
+    prompt = prompt.repeated(copies)
+    explicit = options.get("max_length") is not None
+    max_length = settle_lengths(config, prompt, model.config.context_length, explicit)
+    room = prompt.length - prompt.ids.shape[1] + max_length - 1  # the last token is never fed
+    plan = make_plan(
+        config,
+        prompt,
+        max_length,
+        tokenizer=tokenizer,
+        generator=generator,
+        processors=processors or (),
+        criteria=criteria or (),
+        logits_to_keep=_checked_logits_to_keep(given.get("logits_to_keep")),
+    )
+    return Call(model, config, prompt, make_cache(config, model, past, rows=prompt.rows, room=room), plan)
+
+
+def _refuse_call_arguments(options: dict[str, Any]) -> None:
+    """Refuse arguments of transformers' `generate` that this version does not have; drop them where unset."""
+    for name in [name for name in options if name in CALL_ARGUMENTS]:
+        if options.pop(name) not in (None, False):
+            raise UnsupportedOptionError(describe_unknown(name))
+
+
+def _checked_logits_to_keep(value: object) -> int:
+    if value is None:
+        return 1
+    if not isinstance(value, int) or value < 0:
+        raise InputError(f"logits_to_keep={value!r}: generate() takes an integer of 0 (all positions) or more")
+    return value
+
+
+@dataclass
+class _Record:
+    """What the steps leave behind for the output."""
+
+    config: GenerationConfig
+    scores: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+    attentions: list[tuple[Tensor, ...]] = field(default_factory=list)
+    hidden_states: list[tuple[Tensor, ...]] = field(default_factory=list)
+
+    def add(self, step: Step) -> None:
+        if self.config.output_scores:
+            self.scores.append(step.scores)
+        if self.config.output_logits:
+            self.logits.append(step.logits)
+        if step.attentions is not None:
+            self.attentions.append(step.attentions)
+        if step.hidden_states is not None:
+            self.hidden_states.append(step.hidden_states)
+
+    def output(self, sequences: Tensor, cache: Cache | None) -> GenerateDecoderOnlyOutput:
+        wanted = self.config
+        return GenerateDecoderOnlyOutput(
+            sequences=sequences,
+            scores=tuple(self.scores) if wanted.output_scores else None,
+            logits=tuple(self.logits) if wanted.output_logits else None,
+            attentions=tuple(self.attentions) if wanted.output_attentions else None,
+            hidden_states=tuple(self.hidden_states) if wanted.output_hidden_states else None,
+            past_key_values=cache,
+        )
+
+
+def _collect(call: Call, streamer: Streamer | None) -> Tensor | GenerateDecoderOnlyOutput:
+    """Run a call to its end: feed the streamer, keep what the output needs."""
+    record = _Record(call.config) if call.config.return_dict_in_generate else None
+    if streamer is not None:
+        streamer.put(call.prompt.ids.cpu())
+    sequences = call.prompt.ids
+    for step in call.steps():
+        if streamer is not None:
+            streamer.put(step.tokens.cpu())
+        if record is not None:
+            record.add(step)
+        sequences = step.input_ids
+    if streamer is not None:
+        streamer.end()
+    sequences = sequences.clone()  # a tensor of its own, not a view into the room that was made
+    return sequences if record is None else record.output(sequences, call.cache)
