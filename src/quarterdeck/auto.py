@@ -1,0 +1,212 @@
+"""AutoConfig, AutoTokenizer, AutoModel, AutoModelForCausalLM: the right class for whatever a checkpoint holds.
+
+The class follows from what the checkpoint says of itself (``model_type`` in config.json, ``tokenizer_class`` in
+tokenizer_config.json). There is one architecture so far; a second one is a line in each of the tables here.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+
+from quarterdeck.config import CohereConfig, as_dtype, read_json
+from quarterdeck.errors import ConfigError, InputError, TokenizerError, UnsupportedOptionError
+from quarterdeck.locate import HubOptions
+from quarterdeck.model import CohereForCausalLM, CohereModel
+from quarterdeck.pretrained import PreTrainedModel
+from quarterdeck.tokenizer import CohereTokenizerFast
+
+Name = str | os.PathLike[str]
+ModelT = TypeVar("ModelT", bound=PreTrainedModel)
+
+_CONFIGS: Mapping[str, type[CohereConfig]] = {"cohere": CohereConfig}
+_TOKENIZERS: Mapping[str, type[CohereTokenizerFast]] = {
+    "CohereTokenizerFast": CohereTokenizerFast,
+    "CohereTokenizer": CohereTokenizerFast,
+    "PreTrainedTokenizerFast": CohereTokenizerFast,
+}
+
+
+class AutoConfig:
+    """Reads the configuration of any supported architecture."""
+
+    def __init__(self) -> None:
+        raise InputError(_not_constructible("AutoConfig", "for_model(model_type)"))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Name, **options: Any) -> CohereConfig:
+        """The configuration of a folder, a hub id or ``midshipman``.
+
+        Args:
+            pretrained_model_name_or_path: the model.
+            options: those of :meth:`CohereConfig.from_pretrained`: ``revision``, ``token``, ``subfolder``,
+                ``cache_dir``, ``local_files_only``, ``force_download``, and fields to override by name.
+
+        Raises:
+            CheckpointNotFoundError: there is no such model, or no config.json in it.
+            ConfigError: its ``model_type`` is not supported, or its values cannot be right.
+        """
+        options = _without_remote_code(options)
+        config_class = _config_class(pretrained_model_name_or_path, options)
+        return config_class.from_pretrained(pretrained_model_name_or_path, **options)
+
+    @classmethod
+    def for_model(cls, model_type: str, **config_fields: Any) -> CohereConfig:
+        """A new configuration of the architecture ``model_type`` (``"cohere"``) with the given fields."""
+        return _known_config(model_type, f"model_type {model_type!r}")(**config_fields)
+
+
+class AutoTokenizer:
+    """Loads the tokenizer of any supported architecture."""
+
+    def __init__(self) -> None:
+        raise InputError(_not_constructible("AutoTokenizer"))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Name, **options: Any) -> CohereTokenizerFast:
+        """The tokenizer of a folder, a hub id or ``midshipman``.
+
+        Args:
+            pretrained_model_name_or_path: the model.
+            options: those of :meth:`CohereTokenizerFast.from_pretrained`. ``use_fast=True`` is accepted, being
+                what is always done.
+
+        Raises:
+            CheckpointNotFoundError: there is no such model, or no tokenizer.json in it.
+            TokenizerError: its ``tokenizer_class`` is not supported.
+        """
+        options = _without_remote_code(options)
+        if not options.pop("use_fast", True):
+            raise UnsupportedOptionError(
+                "use_fast=False asks for a tokenizer written in Python, and Cohere models never had one; leave it out"
+            )
+        tokenizer_class = _tokenizer_class(pretrained_model_name_or_path, options)
+        return tokenizer_class.from_pretrained(pretrained_model_name_or_path, **options)
+
+
+class _AutoModel(Generic[ModelT]):
+    """What both model classes do; ``_models`` maps configurations to models."""
+
+    _models: ClassVar[Mapping[type[CohereConfig], type[Any]]] = {}
+
+    def __init__(self) -> None:
+        raise InputError(_not_constructible(type(self).__name__, "from_config(config)"))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Name | None, **options: Any) -> ModelT:
+        """The model of a folder, a hub id or ``midshipman``, with its weights, in evaluation mode.
+
+        Args:
+            pretrained_model_name_or_path: the model; None if ``config`` and ``state_dict`` say it all.
+            options: those of :meth:`quarterdeck.pretrained.PreTrainedModel.from_pretrained`: ``dtype``,
+                ``device_map``, ``attn_implementation``, ``config``, ``revision``, ``token`` and so on.
+
+        Raises:
+            CheckpointError: files are missing, damaged, unsafe or do not fit.
+            ConfigError: the checkpoint's ``model_type`` is not supported.
+        """
+        config = options.get("config")
+        if isinstance(config, CohereConfig):
+            config_class = type(config)
+        else:
+            config_class = _config_class(pretrained_model_name_or_path if config is None else config, options)
+        model: ModelT = cls._model_class(config_class).from_pretrained(pretrained_model_name_or_path, **options)
+        return model
+
+    @classmethod
+    def from_config(
+        cls,
+        config: CohereConfig,
+        *,
+        dtype: str | torch.dtype | None = None,
+        torch_dtype: str | torch.dtype | None = None,
+        attn_implementation: str | None = None,
+    ) -> ModelT:
+        """A model with random weights; ``dtype`` and ``attn_implementation`` default to those of ``config``."""
+        model_class = cls._model_class(type(config))
+        config = copy.deepcopy(config)
+        asked = dtype if dtype is not None else torch_dtype
+        config.dtype = config.dtype if asked in (None, "auto") else as_dtype(asked)
+        if attn_implementation is not None:
+            config.attn_implementation = attn_implementation
+        model: ModelT = model_class(config)
+        return model.to(config.dtype or torch.float32)
+
+    @classmethod
+    def _model_class(cls, config_class: type[CohereConfig]) -> type[Any]:
+        for known, model_class in cls._models.items():
+            if issubclass(config_class, known):
+                return model_class
+        known_names = ", ".join(known.__name__ for known in cls._models)
+        raise ConfigError(f"{cls.__name__} has no model for a {config_class.__name__}; it knows {known_names}")
+
+
+class AutoModel(_AutoModel[CohereModel]):
+    """Loads the decoder, without a language-model head, of any supported architecture."""
+
+    _models: ClassVar[Mapping[type[CohereConfig], type[Any]]] = {CohereConfig: CohereModel}
+
+
+class AutoModelForCausalLM(_AutoModel[CohereForCausalLM]):
+    """Loads the language model of any supported architecture."""
+
+    _models: ClassVar[Mapping[type[CohereConfig], type[Any]]] = {CohereConfig: CohereForCausalLM}
+
+
+def _not_constructible(name: str, *others: str) -> str:
+    ways = " or ".join(f"{name}.{way}" for way in ("from_pretrained(name)", *others))
+    return f"{name} chooses a class and has no objects of its own; call {ways}"
+
+
+def _without_remote_code(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options without ``trust_remote_code``, which may only say what is done anyway."""
+    options = dict(options)
+    if options.pop("trust_remote_code", False):
+        raise UnsupportedOptionError(
+            "trust_remote_code=True is refused: code from a checkpoint is never run, and Cohere models need none; "
+            "leave it out"
+        )
+    return options
+
+
+def _hub_options(options: Mapping[str, Any]) -> HubOptions:
+    return HubOptions(**{field.name: options[field.name] for field in fields(HubOptions) if field.name in options})
+
+
+def _config_class(name: Name, options: Mapping[str, Any]) -> type[CohereConfig]:
+    path = _hub_options(options).resolve_file(name, "config.json")
+    model_type = read_json(path).get("model_type")
+    if model_type is None:
+        raise ConfigError(
+            f"config.json of '{name}' has no model_type; if it is a Cohere model, use the Cohere classes themselves"
+        )
+    return _known_config(model_type, f"'{name}' is a model of type {model_type!r}")
+
+
+def _known_config(model_type: str, what: str) -> type[CohereConfig]:
+    try:
+        return _CONFIGS[model_type]
+    except (KeyError, TypeError):
+        supported = ", ".join(map(repr, _CONFIGS))
+        raise ConfigError(
+            f"{what}, which is not supported; supported: {supported} (Command-R, Command-R+, Aya 23, Aya Expanse)"
+        ) from None
+
+
+def _tokenizer_class(name: Name, options: Mapping[str, Any]) -> type[CohereTokenizerFast]:
+    """The class that tokenizer_config.json names; without such a file or name, the only one there is."""
+    path = _hub_options(options).resolve_file(name, "tokenizer_config.json", required=False)
+    found = read_json(path).get("tokenizer_class") if path is not None else None
+    if found is None:
+        return CohereTokenizerFast
+    if found not in _TOKENIZERS:
+        supported = ", ".join(_TOKENIZERS)
+        raise TokenizerError(
+            f"'{name}' has a tokenizer of class {found!r}, which is not supported; supported: {supported}"
+        )
+    return _TOKENIZERS[found]
