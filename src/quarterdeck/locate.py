@@ -113,7 +113,9 @@ class HubOptions:
         )
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise CheckpointNotFoundError(f"'{repository}' on the hub lacks {', '.join(missing)}")
+            raise CheckpointNotFoundError(
+                f"'{repository}' on the hub, or what was downloaded of it, lacks {', '.join(missing)}"
+            )
         return [folder / name for name in names]
 
 
