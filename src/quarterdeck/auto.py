@@ -6,7 +6,6 @@ tokenizer_config.json). There is one architecture so far; a second one is a line
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
 from dataclasses import fields
@@ -14,7 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
-from quarterdeck.config import CohereConfig, as_dtype, read_json
+from quarterdeck.config import CohereConfig, read_json
 from quarterdeck.errors import ConfigError, InputError, TokenizerError, UnsupportedOptionError
 from quarterdeck.locate import HubOptions
 from quarterdeck.model import CohereForCausalLM, CohereModel
@@ -127,15 +126,11 @@ class _AutoModel(Generic[ModelT]):
         torch_dtype: str | torch.dtype | None = None,
         attn_implementation: str | None = None,
     ) -> ModelT:
-        """A model with random weights; ``dtype`` and ``attn_implementation`` default to those of ``config``."""
-        model_class = cls._model_class(type(config))
-        config = copy.deepcopy(config)
-        asked = dtype if dtype is not None else torch_dtype
-        config.dtype = config.dtype if asked in (None, "auto") else as_dtype(asked)
-        if attn_implementation is not None:
-            config.attn_implementation = attn_implementation
-        model: ModelT = model_class(config)
-        return model.to(config.dtype or torch.float32)
+        """An untrained model of ``config``, which is copied; what is not given is as ``config`` has it."""
+        model: ModelT = cls._model_class(type(config))._from_config(
+            config, dtype=dtype, torch_dtype=torch_dtype, attn_implementation=attn_implementation
+        )
+        return model
 
     @classmethod
     def _model_class(cls, config_class: type[CohereConfig]) -> type[Any]:

@@ -1,0 +1,121 @@
+"""The keyword arguments of a text-generation pipeline, checked and sorted into what they are for."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from quarterdeck.errors import InputError, UnsupportedOptionError
+from quarterdeck.generation.config import describe_unknown
+from quarterdeck.generation.options import CALL_ARGUMENTS, OPTIONS
+
+
+class ReturnType(enum.Enum):
+    """What a record of the result holds."""
+
+    TENSORS = 0
+    """``generated_token_ids``: the ids, prompt included."""
+    NEW_TEXT = 1
+    """``generated_text``: the new text only."""
+    FULL_TEXT = 2
+    """``generated_text``: the prompt, then the new text."""
+
+
+@dataclass(frozen=True)
+class CallOptions:
+    """The options of one call. Those that are None have not been given.
+
+    Attributes:
+        return_type: what a record holds; full text by default.
+        clean_up_tokenization_spaces: whether " ," becomes "," and so on, as English is written; True by default.
+        skip_special_tokens: whether special tokens are left out of the text; True by default.
+        continue_final_message: whether the model goes on with a chat's last message rather than answering it; by
+            default it does when that message is the assistant's.
+        prefix: text before every prompt, not part of the result.
+        handle_long_generation: ``"hole"`` drops the beginning of prompts that leave no room for new tokens.
+        batch_size: prompts that run at once; 1 by default.
+        add_special_tokens, padding, truncation, max_length: for the tokenizer.
+        tokenizer_encode_kwargs: more options for the tokenizer, or for the chat template.
+        generate: arguments of ``model.generate``.
+    """
+
+    return_type: ReturnType | None = None
+    clean_up_tokenization_spaces: bool | None = None
+    skip_special_tokens: bool | None = None
+    continue_final_message: bool | None = None
+    prefix: str | None = None
+    handle_long_generation: str | None = None
+    batch_size: int | None = None
+    add_special_tokens: bool | None = None
+    padding: bool | str | None = None
+    truncation: bool | str | None = None
+    max_length: int | None = None
+    tokenizer_encode_kwargs: Mapping[str, Any] | None = None
+    generate: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.handle_long_generation not in (None, "hole"):
+            raise InputError(f"handle_long_generation is {self.handle_long_generation!r}, but must be 'hole' or None")
+        size = self.batch_size
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            raise InputError(f"batch_size is {size!r}, but must be a whole number of at least 1")
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> CallOptions:
+        """Sort the keyword arguments of a call.
+
+        Raises:
+            InputError: a value cannot be right, or two exclude each other.
+            UnsupportedOptionError: neither an option of the pipeline nor of ``generate``.
+        """
+        rest = dict(options)
+        if rest.pop("stop_sequence", None) is not None:
+            raise UnsupportedOptionError("stop_sequence is not in this version; use stop_strings=[...], which is exact")
+        return_type = _return_type(**{name: rest.pop(name, None) for name in _RETURN_OPTIONS})
+        own = {name: rest.pop(name) for name in _OWN if name in rest}
+        for name in rest:
+            if name not in _GENERATE:
+                raise UnsupportedOptionError(describe_unknown(name))
+        if own.get("max_length") is not None:
+            rest["max_length"] = own["max_length"]
+        return cls(return_type=return_type, generate=rest, **own)
+
+    def updated_by(self, later: CallOptions) -> CallOptions:
+        """These options with those that ``later`` gives in their place."""
+        given = {item.name: getattr(later, item.name) for item in fields(later)}
+        given = {name: value for name, value in given.items() if value is not None}
+        return replace(self, **{**given, "generate": {**self.generate, **later.generate}})
+
+    def for_tokenizer(self) -> dict[str, Any]:
+        """Arguments of the tokenizer, only those given, so that its own defaults hold."""
+        named = {name: getattr(self, name) for name in ("add_special_tokens", "padding", "truncation", "max_length")}
+        return {name: value for name, value in named.items() if value is not None} | dict(
+            self.tokenizer_encode_kwargs or {}
+        )
+
+
+_RETURN_OPTIONS = ("return_full_text", "return_tensors", "return_text", "return_type")
+_OWN = tuple(item.name for item in fields(CallOptions) if item.name not in ("return_type", "generate"))
+_GENERATE = {*OPTIONS, *(name for name, reason in CALL_ARGUMENTS.items() if reason is None), "generation_config"} - {
+    "inputs"
+}
+
+
+def _return_type(
+    return_full_text: bool | None,
+    return_tensors: bool | None,
+    return_text: bool | None,
+    return_type: ReturnType | None,
+) -> ReturnType | None:
+    """The kind of record asked for, None if nothing was."""
+    given = {"return_full_text": return_full_text, "return_tensors": return_tensors, "return_text": return_text}
+    names = [name for name, value in given.items() if value is not None]
+    if return_type is not None:
+        return ReturnType(return_type)
+    if len(names) > 1:
+        raise InputError(f"{' and '.join(names)} exclude each other: give one of them")
+    if return_full_text is not None:
+        return ReturnType.FULL_TEXT if return_full_text else ReturnType.NEW_TEXT
+    return ReturnType.TENSORS if return_tensors else None
