@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from queue import Empty, Queue
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
-from quarterdeck.errors import InputError, UnsupportedOptionError
+from quarterdeck.errors import InputError
 
 
 class IncrementalDecoder(Protocol):
@@ -36,7 +36,9 @@ class IncrementalDecoder(Protocol):
 class StreamingTokenizer(Protocol):
     """What streamers need of a tokenizer."""
 
-    def incremental_decoder(self, *, skip_special_tokens: bool = True) -> IncrementalDecoder:
+    def incremental_decoder(
+        self, skip_special_tokens: bool = True, clean_up_tokenization_spaces: bool | None = None
+    ) -> IncrementalDecoder:
         """A decoder for one stream."""
         ...
 
@@ -62,8 +64,7 @@ class TextStreamer(BaseStreamer):
     Args:
         tokenizer: decodes; a `CohereTokenizerFast`.
         skip_prompt: whether to leave out the prompt.
-        skip_special_tokens: whether to leave out special tokens, as in ``decode``.
-        **decode_kwargs: other options of ``decode`` may have only the value that incremental decoding has.
+        skip_special_tokens, clean_up_tokenization_spaces: as in the tokenizer's ``decode``.
     """
 
     def __init__(
@@ -72,12 +73,12 @@ class TextStreamer(BaseStreamer):
         skip_prompt: bool = False,
         *,
         skip_special_tokens: bool = False,
-        **decode_kwargs: Any,
+        clean_up_tokenization_spaces: bool | None = None,
     ) -> None:
-        _refuse_options(decode_kwargs)
         self.tokenizer = tokenizer
         self.skip_prompt = skip_prompt
         self.skip_special_tokens = skip_special_tokens
+        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
         self._decoder: IncrementalDecoder | None = None
 
     def put(self, value: Tensor) -> None:
@@ -89,7 +90,10 @@ class TextStreamer(BaseStreamer):
             )
         is_prompt = self._decoder is None
         if self._decoder is None:
-            self._decoder = self.tokenizer.incremental_decoder(skip_special_tokens=self.skip_special_tokens)
+            self._decoder = self.tokenizer.incremental_decoder(
+                skip_special_tokens=self.skip_special_tokens,
+                clean_up_tokenization_spaces=self.clean_up_tokenization_spaces,
+            )
         if is_prompt and self.skip_prompt:
             return
         text = self._decoder.feed(value.flatten().tolist())
@@ -119,7 +123,7 @@ class TextIteratorStreamer(TextStreamer):
 
     Args:
         timeout: seconds to wait for the next text before `queue.Empty` is raised; None waits for ever.
-        tokenizer, skip_prompt, skip_special_tokens, **decode_kwargs: as for `TextStreamer`.
+        tokenizer, skip_prompt, skip_special_tokens, clean_up_tokenization_spaces: as for `TextStreamer`.
     """
 
     def __init__(
@@ -129,9 +133,14 @@ class TextIteratorStreamer(TextStreamer):
         timeout: float | None = None,
         *,
         skip_special_tokens: bool = False,
-        **decode_kwargs: Any,
+        clean_up_tokenization_spaces: bool | None = None,
     ) -> None:
-        super().__init__(tokenizer, skip_prompt, skip_special_tokens=skip_special_tokens, **decode_kwargs)
+        super().__init__(
+            tokenizer,
+            skip_prompt,
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+        )
         self.timeout = timeout
         self.text_queue: Queue[str | BaseException | None] = Queue()
 
@@ -166,18 +175,3 @@ class TextIteratorStreamer(TextStreamer):
                 f"no text for {self.timeout} s: generation is slower than that, was never started, or died. "
                 "Raise timeout, or look at the thread that generates"
             ) from None
-
-
-def _refuse_options(options: dict[str, Any]) -> None:
-    """Refuse options of ``decode`` that an incremental decoder cannot follow."""
-    for name, value in options.items():
-        if name == "clean_up_tokenization_spaces":
-            if value:
-                raise UnsupportedOptionError(
-                    "clean_up_tokenization_spaces=True changes text that was shown already: leave it out of the "
-                    "streamer and clean up the whole text afterwards"
-                )
-        else:
-            raise UnsupportedOptionError(
-                f"{name!r} is no option of a streamer; it has skip_prompt and skip_special_tokens"
-            )
