@@ -17,6 +17,7 @@ from quarterdeck.tokenization.options import (
     EncodeKeywords,
     EncodeOptions,
     Lengths,
+    check_room,
     check_side,
     resolve_lengths,
 )
@@ -238,7 +239,12 @@ class Encoder(SpecialTokens):
                 "space before them when a text is split"
             )
         _check_texts(texts, options.is_split_into_words)
-        encodings = self._backend_encode(texts, options, resolve_lengths(options, self.model_max_length))
+        lengths = resolve_lengths(options, self.model_max_length)
+        if lengths.truncation != "do_not_truncate":
+            are_pairs = isinstance(texts[0], tuple) if texts and not options.is_split_into_words else False
+            around = self.num_special_tokens_to_add(are_pairs) if options.add_special_tokens else 0
+            check_room(lengths.max_length or 0, options.stride, around)
+        encodings = self._backend_encode(texts, options, lengths)
         return self._as_batch(encodings, options)
 
     def _backend_encode(self, texts: Sequence[Any], options: EncodeOptions, lengths: Lengths) -> list[Encoding]:
@@ -254,8 +260,10 @@ class Encoder(SpecialTokens):
                         is_pretokenized=options.is_split_into_words,
                     )
                 )
-            except Exception as error:  # the library raises the base class itself
-                raise TokenizerError(f"the text cannot be encoded: {error}") from error
+            except BaseException as error:  # the library raises Exception itself, and worse if a text is short
+                if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+                    raise TokenizerError(f"the text cannot be encoded: {error}") from error
+                raise
 
     @contextmanager
     def _backend_set(self, options: EncodeOptions, lengths: Lengths, split_special: bool) -> Iterator[None]:
@@ -268,7 +276,10 @@ class Encoder(SpecialTokens):
             try:
                 if lengths.truncation != "do_not_truncate":
                     self._backend.enable_truncation(
-                        lengths.max_length, options.stride, lengths.truncation, self.truncation_side
+                        lengths.max_length,
+                        stride=options.stride,
+                        strategy=lengths.truncation,
+                        direction=self.truncation_side,
                     )
                 if lengths.padding != "do_not_pad":
                     self._backend.enable_padding(**self._padding_arguments(options, lengths))

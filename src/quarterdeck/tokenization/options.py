@@ -188,6 +188,27 @@ def _truncation(options: EncodeOptions) -> Truncation:
     return cast("Truncation", named)
 
 
+def check_room(max_length: int, stride: int, around: int) -> None:
+    """Refuses truncation to a length that has no room for a text, or none for a new token after a repeated one.
+
+    Args:
+        max_length, stride: see `EncodeOptions`.
+        around: how many special tokens come with a text.
+
+    Raises:
+        TokenizerError: too small, with the smallest that will do.
+    """
+    if max_length < around:
+        raise TokenizerError(
+            f"max_length={max_length} has no room for the {around} special tokens; give {around} or more"
+        )
+    if stride and stride >= max_length - around:
+        raise TokenizerError(
+            f"stride={stride} repeats all of the {max_length - around} tokens that max_length={max_length} leaves for "
+            f"a text; give a stride below {max_length - around}"
+        )
+
+
 def check_side(name: str, side: str | None) -> None:
     """Refuses what is neither left, right nor None.
 
