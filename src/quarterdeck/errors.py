@@ -6,6 +6,7 @@
     │   └── UnsupportedOptionError           an option that is known elsewhere, or not at all, but not here
     ├── TokenizerError (ValueError)          a tokenizer that cannot do what was asked of it
     │   └── ChatTemplateError                a chat template is missing, broken or refused the conversation
+    ├── ChatError (ValueError)               a message, document, tool or request for an answer that cannot be right
     ├── CheckpointError (OSError)            files of a model
     │   ├── CheckpointNotFoundError          nothing there under that name
     │   ├── CheckpointCorruptError           truncated, or not what its name says
@@ -41,6 +42,10 @@ class TokenizerError(QuarterdeckError, ValueError):
 
 class ChatTemplateError(TokenizerError):
     """A chat template is missing, does not compile, or refused the conversation."""
+
+
+class ChatError(QuarterdeckError, ValueError):
+    """A message, document, tool or request for an answer cannot be right; the message names the item."""
 
 
 class CheckpointError(QuarterdeckError, OSError):
