@@ -11,7 +11,7 @@ not know, and what differs in shape are errors that list all of it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,22 +71,28 @@ class LoadReport:
 
     def check(self, *, strict: bool, ignore_mismatched_sizes: bool) -> None:
         """Raise CheckpointMismatchError listing all that does not fit and is not explicitly allowed."""
-        parts: list[str] = []
+        lines: list[str] = []
         if strict:
-            parts += _listed("missing in the checkpoint", self.missing.items())
-            parts += _listed("unknown to the model", self.unexpected.items())
-            parts += [f"{one} and {other} are one tensor in the model, but differ" for one, other in self.unequal]
+            lines += _listed("missing in the checkpoint", "strict=False initialises them", _shapes(self.missing))
+            lines += _listed("unknown to the model", "strict=False leaves them out", _shapes(self.unexpected))
+            pairs = [f"{alias} and {name}" for alias, name in self.unequal]
+            lines += _listed(
+                "one tensor in the model, two in the checkpoint", "tie_word_embeddings=False keeps both", pairs
+            )
         if not ignore_mismatched_sizes:
-            parts += [f"{name} is {there}, but {here} in the model" for name, there, here in self.mismatched]
-        if parts:
-            raise CheckpointMismatchError("\n  ".join(["the weights do not fit the model:", *parts, _REMEDY]))
+            sizes = [f"{name}: {stored}, but {own} in the model" for name, stored, own in self.mismatched]
+            lines += _listed("of another shape", "ignore_mismatched_sizes=True initialises them", sizes)
+        if lines:
+            start = "the weights do not fit the model; does config.json belong to them?"
+            raise CheckpointMismatchError("\n".join([start, *lines]))
 
 
-_REMEDY = (
-    "check that config.json belongs to these weights. strict=False leaves out what is unknown and fills in "
-    "what is missing; ignore_mismatched_sizes=True initialises what differs in shape; "
-    "tie_word_embeddings=False loads an output head of its own"
-)
+def _shapes(tensors: Mapping[str, Shape]) -> list[str]:
+    return [f"{name} {shape}" for name, shape in tensors.items()]
+
+
+def _listed(problem: str, remedy: str, items: Sequence[str]) -> list[str]:
+    return [f"  {len(items)} {problem} ({remedy}):", *(f"    {item}" for item in items)] if items else []
 
 
 def load_weights(
@@ -213,8 +219,3 @@ def _initialise(
         initialise(module)
         for leaf, old in loaded.items():
             setattr(module, leaf, old)
-
-
-def _listed(title: str, shapes: Iterable[tuple[str, Shape]]) -> list[str]:
-    lines = [f"  {name} {shape}" for name, shape in shapes]
-    return [f"{title}:", *lines] if lines else []

@@ -47,6 +47,9 @@ _REFUSED: Mapping[str, str] = {
 }
 
 
+_SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
 def check_load_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments that are left for the configuration, after those of transformers that are not.
 
@@ -89,21 +92,17 @@ def device_of(device_map: DeviceMap) -> torch.device:
         UnsupportedOptionError: the map spreads the model over several places.
         InputError: there is no such device.
     """
+    place: Any = device_map
     if isinstance(device_map, Mapping):
-        if set(device_map) != {""}:
-            raise UnsupportedOptionError(
-                f"device_map={dict(device_map)!r} is refused: models go to one device as a whole; "
-                "give a single device such as 'cuda:0' or {'': 'cuda:0'}"
-            )
-        device_map = device_map[""]
-    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        place = device_map[""] if set(device_map) == {""} else None
+    if place in _SPREADING or (place is None and device_map is not None):
         raise UnsupportedOptionError(
             f"device_map={device_map!r} is refused: models go to one device as a whole; give one such as 'cuda:0'"
         )
-    if device_map is None:
+    if place is None:
         return torch.get_default_device()
     try:
-        device = torch.device(device_map)
+        device = torch.device(place)
     except (RuntimeError, TypeError) as error:
         raise InputError(f"device_map is {device_map!r}, which is no device: {error}") from error
     if device.type == "cuda" and not torch.cuda.is_available():

@@ -39,5 +39,5 @@ def _rows_like(weight: Tensor, count: int, spread: float = 1e-9) -> Tensor:
     mean = weight.mean(dim=0, dtype=torch.float32)  # [E]
     noise = torch.randn(count, weight.shape[0], device=weight.device, dtype=torch.float32)  # [count, V]
     weighted = (noise.to(weight.dtype) @ weight).float() - noise.sum(dim=1, keepdim=True) * mean  # [count, E]
-    rows = mean + weighted * (spread / weight.shape[0]) ** 0.5
-    return rows.to(weight.dtype)
+    scale: float = (spread / weight.shape[0]) ** 0.5
+    return (mean + weighted * scale).to(weight.dtype)

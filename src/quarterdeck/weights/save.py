@@ -80,11 +80,7 @@ def write_weights(state_dict: Mapping[str, Tensor], folder: Path, max_shard_size
 
 
 def split_into_shards(state_dict: Mapping[str, Tensor], max_bytes: int) -> list[dict[str, Tensor]]:
-    """The tensors in their order, cut wherever the next one would not fit.
-
-    >>> [list(shard) for shard in split_into_shards({"a": torch.zeros(2), "b": torch.zeros(1)}, max_bytes=8)]
-    [['a'], ['b']]
-    """
+    """The tensors in their order, cut wherever the next one would not fit: of 8, 4 and 4 bytes, two shards of 8."""
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in state_dict.items():
@@ -128,9 +124,13 @@ def _write_file(tensors: Mapping[str, Tensor], path: Path) -> None:
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         moved = tensor.detach().cpu().contiguous()
-        plain[name] = moved.clone() if moved.data_ptr() in seen else moved
-        seen.add(moved.data_ptr())
+        memory = moved.untyped_storage().data_ptr()
+        plain[name] = moved.clone() if memory in seen else moved  # the library refuses what shares memory
+        seen.add(memory)
+    path.touch()
+    usual_mode = path.stat().st_mode
     save_file(plain, path, metadata={"format": "pt"})
+    path.chmod(usual_mode)  # some versions of the library let nobody but the owner read
     _flush(path)
 
 
