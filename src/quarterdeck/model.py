@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from quarterdeck.activations import ACTIVATIONS
 from quarterdeck.attention.dispatch import AttentionFunction, get_attention
-from quarterdeck.attention.mask import AttentionMask, make_mask, packed_documents
+from quarterdeck.attention.mask import AttentionMask, check_positions, make_mask, packed_documents
 from quarterdeck.cache import Cache, DynamicCache
 from quarterdeck.config import CohereConfig
 from quarterdeck.errors import InputError
@@ -68,7 +68,8 @@ class CohereRotaryEmbedding(nn.Module):
         """Follow the module to its device, not to its type."""
         device = fn(torch.empty(0, device=self.inv_freq.device)).device
         self.inv_freq = self.inv_freq.to(self.inv_freq.device if device.type == "meta" else device)
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch has no annotation here
+        return self
 
     @torch.no_grad()
     def forward(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -227,9 +228,8 @@ class CohereModel(PreTrainedModel):
         Raises:
             InputError: arguments that contradict each other or whose shapes do not fit.
         """
-        config = self.config
-        attentions = config.output_attentions if output_attentions is None else output_attentions
-        states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         cache = self._cache(past_key_values, use_cache)
         x = self._embedded(input_ids, inputs_embeds)
         step = self._step(x, attention_mask, position_ids, cache, cache_position, "eager" if attentions else None)
@@ -237,13 +237,11 @@ class CohereModel(PreTrainedModel):
         all_states: list[Tensor] = []
         all_weights: list[Tensor | None] = []
         for layer in self.layers:
-            all_states.append(x)
+            if states:
+                all_states.append(x)
             x, weights = self._run(layer, x, step)
-            all_weights.append(weights)
-            if not states:
-                all_states.clear()
-            if not attentions:
-                all_weights.clear()
+            if attentions:
+                all_weights.append(weights)
         x = self.norm(x)
         output = BaseModelOutputWithPast(
             last_hidden_state=x,
@@ -251,15 +249,17 @@ class CohereModel(PreTrainedModel):
             hidden_states=(*all_states, x) if states else None,
             attentions=tuple(all_weights) if attentions else None,  # type: ignore[arg-type]  # eager has them
         )
-        return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _recomputes(self) -> bool:
+        return self.gradient_checkpointing and self.training
 
     def _wants_cache(self, use_cache: bool | None) -> bool:
-        recomputes = self.gradient_checkpointing and self.training
-        if recomputes and use_cache:
-            raise InputError("use_cache=True cannot be combined with gradient checkpointing in training; drop one")
-        return (self.config.use_cache and not recomputes) if use_cache is None else use_cache
+        return (self.config.use_cache and not self._recomputes()) if use_cache is None else use_cache
 
     def _cache(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
+        if self._recomputes() and (use_cache or past_key_values is not None):
+            raise InputError("gradient checkpointing in training takes no cache: drop use_cache, past_key_values")
         if past_key_values is not None and not isinstance(past_key_values, Cache):
             raise InputError(
                 f"past_key_values is a {type(past_key_values).__name__}, but must be a Cache; "
@@ -273,10 +273,13 @@ class CohereModel(PreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("You must specify exactly one of input_ids or inputs_embeds")
         if inputs_embeds is not None:
+            shape, width = list(inputs_embeds.shape), self.config.hidden_size
+            if len(shape) != 3 or shape[-1] != width or 0 in shape:
+                raise InputError(f"inputs_embeds has shape {shape}, but must be [batch, positions, {width}]")
             return inputs_embeds
         assert input_ids is not None
-        if input_ids.ndim != 2:
-            raise InputError(f"input_ids has shape {list(input_ids.shape)}, but must be [batch, positions]")
+        if input_ids.ndim != 2 or not input_ids.numel() or input_ids.is_floating_point():
+            raise InputError(f"input_ids must be integers [B, T], not {input_ids.dtype} {list(input_ids.shape)}")
         try:
             embedded: Tensor = self.embed_tokens(input_ids)
         except IndexError as error:
@@ -296,12 +299,11 @@ class CohereModel(PreTrainedModel):
         """Everything about positions and visibility, once for all layers."""
         batch, length, device = x.shape[0], x.shape[1], x.device
         start = cache.get_seq_length() if cache is not None else 0
+        check_positions(position_ids, cache_position, batch, length)
         documents = None
         if position_ids is not None and attention_mask is None and cache is None:
             documents = packed_documents(position_ids.expand(batch, -1))
-        if position_ids is None:
-            order = torch.arange(start, start + length, device=device) if cache_position is None else cache_position
-            position_ids = order[None]
+        order = torch.arange(start, start + length, device=device) if cache_position is None else cache_position
         masks = {
             window: make_mask(
                 attention_mask,
@@ -314,20 +316,17 @@ class CohereModel(PreTrainedModel):
                 documents=documents,
                 window=window,
             )
-            for window in {layer.self_attn.spec.attention_window for layer in self.layers}
+            for window in {self.config.layer_spec(i).attention_window for i in range(len(self.layers))}
         }
-        tables = self.rotary_emb(position_ids, x.dtype)
-        attend = get_attention(backend or self.config.attn_implementation)
-        return Step(tables, masks, cache, cache_position, attend)
+        tables = self.rotary_emb(order[None] if position_ids is None else position_ids, x.dtype)
+        return Step(tables, masks, cache, cache_position, get_attention(backend or self.config.attn_implementation))
 
     def _run(self, layer: nn.Module, x: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
         """One layer; in training with gradient checkpointing its inside is computed again on the way back."""
-        if not (self.gradient_checkpointing and self.training):
-            result: tuple[Tensor, Tensor | None] = layer(x, step)
-            return result
         options = {"use_reentrant": False, **self.gradient_checkpointing_kwargs}
-        recomputed: tuple[Tensor, Tensor | None] = checkpoint(layer, x, step, **options)
-        return recomputed
+        result: tuple[Tensor, Tensor | None]
+        result = checkpoint(layer, x, step, **options) if self._recomputes() else layer(x, step)
+        return result
 
 
 class CohereForCausalLM(PreTrainedModel, GenerationMixin):

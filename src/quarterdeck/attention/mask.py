@@ -104,7 +104,9 @@ class AttentionMask:
     def _numbers(self, dtype: torch.dtype) -> Tensor:
         allowed = self.allowed()
         if allowed.dtype != torch.bool:
-            return allowed.to(dtype)
+            # not below what both types hold: as minus infinity, a row that sees nothing would become NaN
+            lowest = max(torch.finfo(allowed.dtype).min, torch.finfo(dtype).min)
+            return allowed.clamp(min=lowest).to(dtype)
         zeros = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
         return zeros.masked_fill_(~allowed, torch.finfo(dtype).min)
 
@@ -142,7 +144,7 @@ def make_mask(
 
 
 def _checked_padding(mask: Tensor, batch: int, keys: int, end: int) -> Tensor:
-    if mask.ndim != 2 or mask.shape[0] != batch or not end <= mask.shape[1]:
+    if mask.ndim != 2 or mask.shape[0] != batch or not end <= mask.shape[1] <= max(end, keys):
         raise InputError(
             f"attention_mask has shape {list(mask.shape)}, but must be [{batch}, {end}] (past and new tokens) or a "
             f"4-D mask [{batch}, 1, queries, keys]"
@@ -157,7 +159,29 @@ def _checked_explicit(mask: Tensor, batch: int, queries: int, keys: int) -> Tens
             f"the 4-D attention_mask has shape {list(mask.shape)}, but must be "
             f"[{batch} or 1, heads or 1, {queries}, {keys}]"
         )
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise InputError(
+            f"the 4-D attention_mask is {mask.dtype}, but must be boolean (True: sees) or floating (numbers to add); "
+            "ones and zeros become the first by .bool()"
+        )
     return mask
+
+
+def check_positions(position_ids: Tensor | None, cache_position: Tensor | None, batch: int, length: int) -> None:
+    """Refuse positions that would be spread over tokens that they were not given for.
+
+    Raises:
+        InputError: ``position_ids`` that are not ``[batch or 1, length]``, a ``cache_position`` not ``[length]``.
+    """
+    if position_ids is not None and list(position_ids.shape) not in ([batch, length], [1, length]):
+        raise InputError(
+            f"position_ids has shape {list(position_ids.shape)}, but must be [{batch} or 1, {length}]: "
+            "one for every new token"
+        )
+    if cache_position is not None and list(cache_position.shape) != [length]:
+        raise InputError(
+            f"cache_position has shape {list(cache_position.shape)}, but must be [{length}]: one for every new token"
+        )
 
 
 def packed_documents(position_ids: Tensor) -> Tensor | None:

@@ -23,7 +23,7 @@ def sdpa_attention(
     bare = mask.sees_all or mask.is_square_causal
     allowed = None if bare else mask.allowed()
     if allowed is not None and allowed.is_floating_point():
-        allowed = allowed.to(query.dtype)
+        allowed = mask.additive(query.dtype)
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1 and allowed is not None and query.device.type == "cuda":
         # with a mask, no fused CUDA kernel takes grouped heads: repeating keys beats the unfused fallback
