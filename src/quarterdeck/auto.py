@@ -109,11 +109,7 @@ class _AutoModel(Generic[ModelT]):
             CheckpointError: files are missing, damaged, unsafe or do not fit.
             ConfigError: the checkpoint's ``model_type`` is not supported.
         """
-        config = options.get("config")
-        if isinstance(config, CohereConfig):
-            config_class = type(config)
-        else:
-            config_class = _config_class(pretrained_model_name_or_path if config is None else config, options)
+        config_class = _class_of_source(pretrained_model_name_or_path, options)
         model: ModelT = cls._model_class(config_class).from_pretrained(pretrained_model_name_or_path, **options)
         return model
 
@@ -171,6 +167,17 @@ def _without_remote_code(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _hub_options(options: Mapping[str, Any]) -> HubOptions:
     return HubOptions(**{field.name: options[field.name] for field in fields(HubOptions) if field.name in options})
+
+
+def _class_of_source(name: Name | None, options: Mapping[str, Any]) -> type[CohereConfig]:
+    """The class of the configuration that is given, or else of the one in the checkpoint."""
+    given: CohereConfig | Name | None = options.get("config")
+    if isinstance(given, CohereConfig):
+        return type(given)
+    source = name if given is None else given
+    if source is None:
+        raise InputError("there is nothing to load: give a model's name, or config and state_dict")
+    return _config_class(source, options)
 
 
 def _config_class(name: Name, options: Mapping[str, Any]) -> type[CohereConfig]:

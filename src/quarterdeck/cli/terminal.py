@@ -1,0 +1,116 @@
+"""Where a session reads and writes: a terminal with colours, or plain lines where there is none."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from contextlib import suppress
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+
+class Terminal(Protocol):
+    """What a session needs."""
+
+    def read(self) -> str | None:
+        """The next line, None at the end of input."""
+        ...
+
+    def begin_answer(self) -> None:
+        """An answer comes next."""
+        ...
+
+    def write(self, piece: str) -> None:
+        """Show a piece of the answer at once."""
+        ...
+
+    def end_answer(self, *, stopped: bool) -> None:
+        """The answer is over, or was stopped."""
+        ...
+
+    def show(self, text: str) -> None:
+        """Show the result of a command."""
+        ...
+
+    def complain(self, text: str) -> None:
+        """Show an error."""
+        ...
+
+
+class PlainTerminal:
+    """Lines of standard input, answers on standard output, errors on standard error; nothing else."""
+
+    def __init__(self, source: TextIO, target: TextIO, errors: TextIO) -> None:
+        self._source, self._target, self._errors = source, target, errors
+
+    def read(self) -> str | None:
+        """The next line, None at the end of input."""
+        return self._source.readline() or None
+
+    def begin_answer(self) -> None:
+        """Nothing to show."""
+
+    def write(self, piece: str) -> None:
+        """The piece itself."""
+        print(piece, end="", file=self._target, flush=True)
+
+    def end_answer(self, *, stopped: bool) -> None:
+        """A line break."""
+        print(file=self._target, flush=True)
+
+    def show(self, text: str) -> None:
+        """The text and a line break."""
+        print(text, file=self._target, flush=True)
+
+    def complain(self, text: str) -> None:
+        """The text on standard error."""
+        print(f"quarterdeck: {text}", file=self._errors, flush=True)
+
+
+class RichTerminal:
+    """A person at a terminal: a prompt, colours, line editing and history where Python has them."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        with suppress(ImportError):  # not there on every system; importing it gives input() editing and history
+            importlib.import_module("readline")
+
+    def read(self) -> str | None:
+        """The next line, None at the end of input."""
+        try:
+            return self._console.input(Text("you> ", style="bold green"))
+        except EOFError:
+            self._console.print()
+            return None
+
+    def begin_answer(self) -> None:
+        """Who speaks."""
+        self._print("model> ", "bold blue", end="")
+
+    def write(self, piece: str) -> None:
+        """The piece as it is: what looks like markup is the model's text."""
+        self._print(piece, end="")
+
+    def end_answer(self, *, stopped: bool) -> None:
+        """A line break."""
+        self._print(" [stopped]" if stopped else "", "yellow")
+
+    def show(self, text: str) -> None:
+        """The text, dimmed."""
+        self._print(text, "dim")
+
+    def complain(self, text: str) -> None:
+        """The text in red."""
+        self._print(text, "red")
+
+    def _print(self, text: str, style: str = "", end: str = "\n") -> None:
+        self._console.print(Text(text, style=style), end=end, soft_wrap=True)
+
+
+def open_terminal() -> Terminal:
+    """A rich one if a person sits at both ends, else a plain one."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        return RichTerminal(Console(highlight=False))
+    return PlainTerminal(sys.stdin, sys.stdout, sys.stderr)
