@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -98,6 +98,14 @@ def fetch_snapshot(
                 force_download=force_download,
             )
         )
+
+
+def has_file(repository: str, filename: str, *, revision: str | None, token: str | bool | None) -> bool:
+    """Whether a repository has a file, without fetching it; False too if the hub cannot be asked."""
+    try:
+        return bool(HfApi().file_exists(repository, filename, revision=revision, token=token))
+    except (HfHubHTTPError, OSError):
+        return False
 
 
 @contextmanager

@@ -83,6 +83,20 @@ class HubOptions:
             return self._download_files(str(name_or_dir), filenames)
         return [self.resolve_file(name_or_dir, filename) for filename in filenames]
 
+    def has_file(self, name_or_dir: str | os.PathLike[str], filename: str) -> bool:
+        """Whether a model has a file, without downloading it; False if that cannot be known."""
+        folder = local_folder(name_or_dir)
+        if folder is not None:
+            return (folder / self.subfolder / filename).is_file()
+        if self.local_files_only:
+            return False
+        from quarterdeck import hub  # here, so that local folders do not pay for importing the hub library
+
+        return hub.has_file(str(name_or_dir), self._in_subfolder(filename), revision=self.revision, token=self.token)
+
+    def _in_subfolder(self, filename: str) -> str:
+        return f"{self.subfolder}/{filename}" if self.subfolder else filename
+
     def _download_file(self, repository: str, filename: str, required: bool) -> Path | None:
         from quarterdeck import hub  # here, so that local folders do not pay for importing the hub library
 
@@ -101,7 +115,7 @@ class HubOptions:
     def _download_files(self, repository: str, filenames: Sequence[str]) -> list[Path]:
         from quarterdeck import hub  # here, so that local folders do not pay for importing the hub library
 
-        names = [f"{self.subfolder}/{filename}" if self.subfolder else filename for filename in filenames]
+        names = [self._in_subfolder(filename) for filename in filenames]
         folder = hub.fetch_snapshot(
             repository,
             names,

@@ -95,15 +95,14 @@ def _no_weights(name_or_dir: str | os.PathLike[str], options: HubOptions) -> Exc
             "opened, so Quarterdeck never opens them; convert them to safetensors (the `safetensors` package "
             "and the hub's conversion service do), or use a revision that has them"
         )
-    return CheckpointNotFoundError(f"{place} has no weights: neither {SINGLE_FILE} nor {INDEX_FILE}")
+    unseen = "" if local_folder(name_or_dir) else "; if this machine is offline, they were not downloaded before"
+    return CheckpointNotFoundError(f"{place} has no weights: neither {SINGLE_FILE} nor {INDEX_FILE}{unseen}")
 
 
 def _pickles(name_or_dir: str | os.PathLike[str], options: HubOptions) -> list[str]:
-    """Names of pickle files where safetensors were looked for; of a hub model, only whether there are any."""
+    """Names of pickle files where safetensors were looked for; of a hub model, only the usual ones."""
     folder = local_folder(name_or_dir)
     if folder is not None:
         entries = (folder / options.subfolder).iterdir() if (folder / options.subfolder).is_dir() else ()
         return sorted(entry.name for entry in entries if entry.suffix in _PICKLE_SUFFIXES)
-    if options.resolve_file(name_or_dir, _PICKLES_ON_HUB[1], required=False) is not None:
-        return [_PICKLES_ON_HUB[1]]
-    return []
+    return [name for name in _PICKLES_ON_HUB if options.has_file(name_or_dir, name)]
