@@ -20,6 +20,19 @@ from torch import Tensor
 from quarterdeck.errors import InputError
 
 
+def check_block(stored: Tensor, new: Tensor) -> None:
+    """Refuse keys ``[B, G, T, D]`` that a write into ``stored`` would spread over its rows, or round to its type.
+
+    Raises:
+        InputError: rows, heads, width or type are not those of ``stored``.
+    """
+    for axis, name in ((0, "a batch of"), (1, "key-value heads:"), (3, "heads of width")):
+        if stored.shape[axis] != new.shape[axis]:
+            raise InputError(f"the cache holds {name} {stored.shape[axis]}, but the input has {new.shape[axis]}")
+    if stored.dtype != new.dtype:
+        raise InputError(f"the cache holds {stored.dtype}, but the input is {new.dtype}; make it with that dtype")
+
+
 class CacheLayer(ABC):
     """The stored keys and values of one decoder layer.
 

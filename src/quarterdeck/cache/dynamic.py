@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from quarterdeck.cache.base import Cache, CacheLayer
+from quarterdeck.cache.base import Cache, CacheLayer, check_block
 
 _HEADROOM = 64
 """Least number of spare positions when storage grows."""
@@ -18,7 +18,8 @@ class DynamicLayer(CacheLayer):
     """Keys and values in buffers that are longer than what they hold and grow by a quarter when full.
 
     The first block is kept as it comes (a prompt is not copied), and never written to: it may be the caller's.
-    Where gradients flow, blocks are concatenated instead, since writing in place would break the graph.
+    While gradients are recorded, blocks are concatenated instead: the graph may hold on to what is stored, even
+    where keys need no gradient themselves, and must not find it changed.
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,10 @@ class DynamicLayer(CacheLayer):
         end = self._length + key.shape[2]
         if self._keys is None or self._values is None:
             self._keys, self._values, self._own_buffers = key, value, False
-        elif torch.is_grad_enabled() and (key.requires_grad or self._keys.requires_grad):
+            self._length = end
+            return key, value
+        check_block(self._keys, key)
+        if torch.is_grad_enabled():
             self._keys = torch.cat([self._keys[:, :, : self._length], key], dim=2)
             self._values = torch.cat([self._values[:, :, : self._length], value], dim=2)
             self._own_buffers = False

@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from quarterdeck.cache.base import Cache, CacheLayer
+from quarterdeck.cache.base import Cache, CacheLayer, check_block
 from quarterdeck.errors import InputError
 
 
@@ -39,8 +39,9 @@ class StaticLayer(CacheLayer):
     def allocate(self, batch: int, heads: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
         """Make the buffers; done by the first :meth:`update` where it was not done before."""
         shape = (batch, heads, self.max_cache_len, width)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        with torch.inference_mode(False):  # what is made in inference mode could not be written to outside
+            self.keys = torch.zeros(shape, dtype=dtype, device=device)
+            self.values = torch.zeros(shape, dtype=dtype, device=device)
 
     def update(self, key: Tensor, value: Tensor, cache_position: Tensor | None) -> tuple[Tensor, Tensor]:
         """Write at ``cache_position`` ``[T]`` (behind what is there, if ``None``); returns the whole buffers."""
@@ -55,8 +56,8 @@ class StaticLayer(CacheLayer):
             end = int(cache_position.max()) + 1
             if end > self.max_cache_len:
                 raise _full(end, self.max_cache_len)
-            keys.index_copy_(2, cache_position, key.to(keys.dtype))
-            values.index_copy_(2, cache_position, value.to(values.dtype))
+            keys.index_copy_(2, cache_position, key)
+            values.index_copy_(2, cache_position, value)
         self._length = max(self._length, end)
         return keys, values
 
@@ -65,10 +66,7 @@ class StaticLayer(CacheLayer):
             self.allocate(key.shape[0], key.shape[1], key.shape[3], key.dtype, key.device)
         assert self.keys is not None
         assert self.values is not None
-        if key.shape[0] != self.keys.shape[0]:
-            raise InputError(
-                f"this StaticCache was made for a batch of {self.keys.shape[0]}, the input has {key.shape[0]} rows"
-            )
+        check_block(self.keys, key)
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
