@@ -122,20 +122,20 @@ class TextGenerationPipeline:
         """
         call = self._options.updated_by(CallOptions.of(options))
         if isinstance(text_inputs, str) or _is_chat(text_inputs):
-            return next(self._run([text_inputs], call))
+            return next(self._run([_checked(text_inputs)], call))
         if isinstance(text_inputs, Generator):
-            return self._run(text_inputs, call)
+            return self._run(map(_checked, text_inputs), call)
         if not isinstance(text_inputs, list | tuple):
             raise InputError(
                 f"the input is a {type(text_inputs).__name__}, but must be a text, a chat, or a list of texts or chats"
             )
-        return list(self._run(text_inputs, call))
+        return list(self._run([_checked(prompt) for prompt in text_inputs], call))
 
-    def _run(self, prompts: Iterable[Any], call: CallOptions) -> Iterator[list[Record]]:
+    def _run(self, prompts: Iterable[Prompt], call: CallOptions) -> Iterator[list[Record]]:
         size = call.batch_size or 1
         remaining = iter(prompts)
         while batch := list(itertools.islice(remaining, size)):
-            encoded = [self._encode(_checked(prompt), call) for prompt in batch]
+            encoded = [self._encode(prompt, call) for prompt in batch]
             for generated in self._generate(batch, encoded, call):
                 yield self._records(generated, call)
 

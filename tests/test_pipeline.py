@@ -1,0 +1,326 @@
+"""pipeline("text-generation"): equal to the peer's on the same checkpoint, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from quarterdeck import AutoModelForCausalLM, AutoTokenizer, CohereForCausalLM, QuarterdeckError, pipeline
+from quarterdeck.errors import InputError, UnsupportedOptionError
+from quarterdeck.pipelines import TextGenerationPipeline
+from quarterdeck.pipelines.factory import as_device
+
+pytest_plugins = ["checkpoint_fixtures"]
+
+GREEDY = {"do_sample": False, "max_new_tokens": 8}
+USER = {"role": "user", "content": "Where do penguins live?"}
+SYSTEM = {"role": "system", "content": "Answer briefly."}
+ASSISTANT = {"role": "assistant", "content": "In the South"}
+
+INPUTS: dict[str, Any] = {
+    "text": "The tallest penguins",
+    "texts": ["The tallest penguins", "Hello , world", "1 2"],
+    "chat": [SYSTEM, USER],
+    "chats": [[USER], [SYSTEM, {"role": "user", "content": "Hi"}]],
+    "chat to continue": [USER, ASSISTANT],
+    "chats, one to continue": [[USER, ASSISTANT], [USER]],
+    "empty": "",
+    "text with spaces to clean": "Hello , world ! Don 't",
+}
+FLAGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "new text": {"return_full_text": False},
+    "tensors": {"return_tensors": True},
+    "return_text": {"return_text": True},
+    "not cleaned": {"clean_up_tokenization_spaces": False},
+    "special tokens": {"skip_special_tokens": False},
+    "special tokens, new text": {"skip_special_tokens": False, "return_full_text": False},
+    "batches": {"batch_size": 2},
+    "batches of tensors": {"batch_size": 2, "return_tensors": True},
+    "prefix": {"prefix": "Penguins are birds. "},
+    "without BOS": {"add_special_tokens": False},
+    "eos": {"eos_token_id": 300, "pad_token_id": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def peer(checkpoint: Path) -> Any:
+    transformers = pytest.importorskip("transformers", reason="the peer to compare with")
+    return transformers.pipeline("text-generation", model=str(checkpoint), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def ours(checkpoint: Path) -> TextGenerationPipeline:
+    return pipeline("text-generation", model=checkpoint, device="cpu")
+
+
+@pytest.fixture
+def parts(checkpoint: Path) -> tuple[CohereForCausalLM, Any]:
+    """A model and a tokenizer of one's own, to be changed."""
+    return AutoModelForCausalLM.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS.keys())
+@pytest.mark.parametrize("inputs", INPUTS.values(), ids=INPUTS.keys())
+def test_greedy_results_equal_the_peers(
+    ours: TextGenerationPipeline, peer: Any, inputs: Any, flags: dict[str, Any]
+) -> None:
+    assert ours(inputs, **GREEDY, **flags) == peer(inputs, **GREEDY, **flags)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"continue_final_message": True},
+        {"continue_final_message": False},
+        {
+            "tokenizer_encode_kwargs": {
+                "chat_template": "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+            }
+        },
+    ],
+    ids=str,
+)
+def test_chat_options_equal_the_peers(ours: TextGenerationPipeline, peer: Any, flags: dict[str, Any]) -> None:
+    assert ours([USER], **GREEDY, **flags) == peer([USER], **GREEDY, **flags)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"truncation": True, "max_length": 6},
+        {"tokenizer_encode_kwargs": {"truncation": True, "max_length": 6}},
+        {"padding": "max_length", "tokenizer_encode_kwargs": {"max_length": 40}},
+    ],
+    ids=str,
+)
+def test_tokenizer_options_equal_the_peers(ours: TextGenerationPipeline, peer: Any, flags: dict[str, Any]) -> None:
+    text = "Emperor penguins are the tallest, growing up to 122 cm in height"
+    assert ours(text, **GREEDY, **flags) == peer(text, **GREEDY, **flags)
+
+
+@pytest.mark.parametrize("inputs", ["The tallest", [USER]], ids=str)
+def test_several_sequences_with_the_same_seed_equal_the_peers(
+    ours: TextGenerationPipeline, peer: Any, inputs: Any
+) -> None:
+    """Not so for lists, for which the peer draws a random number for a data loader first."""
+    results = []
+    for generate in (ours, peer):
+        torch.manual_seed(3)
+        results.append(generate(inputs, max_new_tokens=6, num_return_sequences=3))
+    assert results[0] == results[1]
+    assert len({str(record["generated_text"]) for record in results[0]}) == 3
+
+
+def test_several_sequences_of_several_prompts_are_lists_of_lists(ours: TextGenerationPipeline) -> None:
+    for size in (1, 2):
+        results = ours(["The tallest", "Hello"], max_new_tokens=6, num_return_sequences=3, batch_size=size)
+        assert [[record["generated_text"][:3] for record in records] for records in results] == [
+            ["The"] * 3,
+            ["Hel"] * 3,
+        ]
+
+
+def test_constructor_options_are_defaults_of_calls(checkpoint: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the peer to compare with")
+    options = {"do_sample": False, "max_new_tokens": 5, "return_full_text": False, "batch_size": 2, "device": "cpu"}
+    ours = pipeline("text-generation", model=checkpoint, **options)
+    peer = transformers.pipeline("text-generation", model=str(checkpoint), **options)
+    for call in ({}, {"return_full_text": True}, {"max_new_tokens": 3}, {"return_tensors": True}):
+        assert ours(["Hello", "The tallest"], **call) == peer(["Hello", "The tallest"], **call)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"top_k": 7, "temperature": 0.2, "do_sample": False}, {"max_length": 30}, {"max_new_tokens": 9}]
+)
+def test_starting_settings_equal_the_peers(checkpoint: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    transformers = pytest.importorskip("transformers", reason="the peer to compare with")
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    model.generation_config.update(**settings)
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    ours = pipeline("text-generation", model=tmp_path, device="cpu").generation_config
+    theirs = transformers.pipeline("text-generation", model=str(tmp_path), device="cpu").generation_config
+    for name in ("max_new_tokens", "max_length", "do_sample", "temperature", "top_k", "pad_token_id", "eos_token_id"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+
+
+def test_the_documentation_s_call(checkpoint: Path) -> None:
+    generate = pipeline(task="text-generation", model=str(checkpoint), dtype=torch.float16, device="cpu")
+    assert generate.dtype == torch.float16
+    torch.manual_seed(0)
+    (record,) = generate("Plants create energy through a process known as", max_new_tokens=4)
+    assert record["generated_text"].startswith("Plants create energy through a process known as")
+
+
+def test_default_length_stops_at_the_end_of_the_context(parts: tuple[CohereForCausalLM, Any]) -> None:
+    model, tokenizer = parts
+    model.config.max_position_embeddings = 24
+    model.generation_config.eos_token_id = None
+    generate = pipeline(model=model, tokenizer=tokenizer, do_sample=False, return_tensors=True)
+    (record,) = generate("Hello")
+    assert len(record["generated_token_ids"]) == 24
+    with pytest.raises(InputError, match="context"):
+        generate("Hello", max_new_tokens=24)
+
+
+def test_holes_keep_the_end_of_the_prompt(parts: tuple[CohereForCausalLM, Any], peer: Any) -> None:
+    model, tokenizer = parts
+    tokenizer.model_max_length = 12
+    generate = pipeline(model=model, tokenizer=tokenizer)
+    text = "Emperor penguins are the tallest, growing up to 122 cm in height"
+    result = generate(text, handle_long_generation="hole", return_tensors=True, **GREEDY)
+    ids = tokenizer(text)["input_ids"]
+    assert result[0]["generated_token_ids"][:4] == ids[-4:]
+    with pytest.raises(InputError, match="room"):
+        generate(text, handle_long_generation="hole", do_sample=False, max_new_tokens=12)
+    with pytest.raises(InputError, match="handle_long_generation is 'cut'"):
+        generate(text, handle_long_generation="cut")
+
+
+def test_generators_are_answered_one_by_one(ours: TextGenerationPipeline) -> None:
+    taken = []
+
+    def prompts() -> Any:
+        for text in ("Hello", "The tallest", "never"):
+            taken.append(text)
+            yield text
+
+    answers = ours(prompts(), **GREEDY)
+    assert next(answers) == ours("Hello", **GREEDY)
+    assert taken == ["Hello"]
+    assert next(answers) == ours("The tallest", **GREEDY)
+
+
+def test_batches_equal_single_calls(ours: TextGenerationPipeline) -> None:
+    texts = ["Hello", "Emperor penguins are the tallest, growing", "", "1 2 3"]
+    assert ours(texts, batch_size=4, **GREEDY) == [ours(text, **GREEDY) for text in texts]
+
+
+def test_batches_pad_on_the_left_whatever_the_tokenizer_says(
+    parts: tuple[CohereForCausalLM, Any], ours: TextGenerationPipeline
+) -> None:
+    model, tokenizer = parts
+    tokenizer.padding_side = "right"
+    texts = ["Hello", "Emperor penguins are the tallest, growing"]
+    assert pipeline(model=model, tokenizer=tokenizer)(texts, batch_size=2, **GREEDY) == ours(texts, **GREEDY)
+
+
+def test_batches_need_a_pad_token(parts: tuple[CohereForCausalLM, Any]) -> None:
+    model, tokenizer = parts
+    tokenizer.pad_token = None
+    generate = pipeline(model=model, tokenizer=tokenizer, batch_size=2)
+    with pytest.raises(InputError, match="pad_token"):
+        generate(["Hello", "The tallest penguins"], **GREEDY)
+
+
+def test_stop_strings_need_no_tokenizer_from_the_caller(ours: TextGenerationPipeline) -> None:
+    (whole,) = ours("Hello", do_sample=False, max_new_tokens=30, return_full_text=False)
+    stop = whole["generated_text"][4:7]
+    (record,) = ours("Hello", do_sample=False, max_new_tokens=30, return_full_text=False, stop_strings=[stop])
+    assert stop in record["generated_text"]
+    assert len(record["generated_text"]) < len(whole["generated_text"])
+
+
+def test_scores_come_with_the_records(ours: TextGenerationPipeline, peer: Any) -> None:
+    flags = {"return_dict_in_generate": True, "output_scores": True, "return_full_text": False}
+    (record,) = ours("Hello", **GREEDY, **flags)
+    assert torch.tensor(record["scores"]).shape == (8, ours.model.config.vocab_size)
+    (expected,) = peer("Hello", **GREEDY, **flags)
+    assert torch.allclose(torch.tensor(record["scores"]), torch.tensor(expected["scores"]), atol=1e-4)
+
+
+def test_a_model_and_a_tokenizer_of_the_callers_own(
+    parts: tuple[CohereForCausalLM, Any], ours: TextGenerationPipeline
+) -> None:
+    model, tokenizer = parts
+    generate = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    assert generate("Hello", **GREEDY) == ours("Hello", **GREEDY)
+    assert generate("Hello", **GREEDY) == TextGenerationPipeline(model, tokenizer)("Hello", **GREEDY)
+    assert generate.model is model
+    assert generate.device == torch.device("cpu")
+    assert generate.task == "text-generation"
+
+
+def test_arguments_of_loading_reach_the_model(checkpoint: Path) -> None:
+    generate = pipeline(
+        "text-generation",
+        model=checkpoint,
+        model_kwargs={"attn_implementation": "eager", "torch_dtype": "bfloat16", "local_files_only": True},
+        device_map={"": "cpu"},
+        tokenizer=checkpoint,
+    )
+    assert generate.model.config.attn_implementation == "eager"
+    assert generate.torch_dtype == torch.bfloat16
+    assert pipeline(model=checkpoint, torch_dtype=torch.bfloat16, device=-1).dtype == torch.bfloat16
+
+
+def test_a_saved_pipeline_comes_back(ours: TextGenerationPipeline, tmp_path: Path) -> None:
+    ours.save_pretrained(tmp_path)
+    assert pipeline(model=tmp_path, device=-1)("Hello", **GREEDY) == ours("Hello", **GREEDY)
+
+
+def test_calls_do_not_change_each_other(ours: TextGenerationPipeline) -> None:
+    before = ours.generation_config.to_dict()
+    first = ours("Hello", **GREEDY)
+    ours("Hello", do_sample=True, temperature=2.0, max_new_tokens=3, return_full_text=False, prefix="x")
+    assert ours("Hello", **GREEDY) == first
+    assert ours.generation_config.to_dict() == before
+
+
+REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
+    "full and text": (lambda g: g("x", return_full_text=True, return_text=True), "exclude each other"),
+    "full and tensors": (lambda g: g("x", return_full_text=True, return_tensors=True), "exclude each other"),
+    "text and tensors": (lambda g: g("x", return_text=True, return_tensors=True), "exclude each other"),
+    "unknown": (lambda g: g("x", max_new_token=3), "max_new_token.*max_new_tokens"),
+    "beams": (lambda g: g("x", num_beams=2), "num_beams"),
+    "assistant": (lambda g: g("x", assistant_model=g.model), "assistant_model"),
+    "stop_sequence": (lambda g: g("x", stop_sequence="a"), "stop_strings"),
+    "batch_size": (lambda g: g("x", batch_size=0), "batch_size"),
+    "number": (lambda g: g(3), "int"),
+    "numbers": (lambda g: g([3]), "int"),
+    "empty chat": (lambda g: g([[USER], []]), "not empty"),
+    "message without content": (lambda g: g([{"role": "user"}]), "'role' and 'content'"),
+    "task": (lambda g: pipeline("summarization", g.model), "summarization"),
+    "model without tokenizer": (lambda g: pipeline(model=g.model), "tokenizer"),
+    "tokenizer without model": (lambda g: pipeline(tokenizer=g.tokenizer), "model"),
+    "dtype of a model": (lambda g: pipeline(model=g.model, tokenizer=g.tokenizer, dtype="float16"), "dtype"),
+    "framework": (lambda g: pipeline(framework="tf"), "framework"),
+    "slow tokenizer": (lambda g: pipeline(use_fast=False), "use_fast"),
+    "remote code": (lambda g: pipeline(trust_remote_code=True), "trust_remote_code"),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_refusals_are_value_errors_with_a_reason(
+    ours: TextGenerationPipeline, call: Callable[..., Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        call(ours)
+    assert isinstance(raised.value, QuarterdeckError)
+
+
+def test_refusals_of_loading(checkpoint: Path) -> None:
+    with pytest.raises(InputError, match="device_map"):
+        pipeline(model=checkpoint, device="cpu", device_map="cpu")
+    with pytest.raises(InputError, match="dtype"):
+        pipeline(model=checkpoint, dtype="float16", model_kwargs={"dtype": "float16"})
+    with pytest.raises(UnsupportedOptionError, match="image_processor"):
+        pipeline(model=checkpoint, image_processor="x")
+
+
+def test_empty_lists_are_empty(ours: TextGenerationPipeline) -> None:
+    assert ours([]) == []
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="what numbers mean without an accelerator")
+def test_devices(caplog: pytest.LogCaptureFixture) -> None:
+    assert as_device(None) == as_device(-1) == torch.device("cpu")
+    assert not caplog.records
+    assert as_device(0) == torch.device("cpu")
+    assert "no accelerator" in caplog.text
+    assert as_device("meta") == torch.device("meta")
