@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -55,12 +55,9 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair() -> Iterator[Pair]:
+def pair() -> Pair:
     pytest.importorskip("transformers")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # for models this small more threads are slower
-    yield Pair()
-    torch.set_num_threads(threads)
+    return Pair()
 
 
 def prompt(rows: int = 2, tokens: int = 9, seed: int = 1) -> Tensor:
