@@ -184,7 +184,7 @@ def test_cuts_make_no_difference(text, format, mode, places) -> None:
 
 
 CORPUS = [
-    "Relevant Documents: 0,2\nCited Documents: 0\nAnswer: Best\nGrounded answer: <co: 0,2>Best</co: 0,2> <co:1> x </co>",
+    "Relevant Documents: 0,2\nCited Documents: 0\nAnswer: Best\nGrounded answer: <co: 0,2>Best</co: 0,2><co:1> x </co>",
     "Plan: I will\nsearch.\n\nReflection: Actual\n"
     'Action: ```json\n[{"tool_name": "f", "parameters": {"a": [1, "}"], }}, ]\n```',
     'Action: {"parameters": {"b":  "\\u00e9\\"\n"}, "x": [{}], "tool_name": "g"} tail',
@@ -232,7 +232,7 @@ def shown(text: str) -> int:
     return len(re.sub(r"\s", "", text))
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(ANY_TEXT, st.sampled_from(FORMATS), st.sampled_from(MODES))
 def test_at_most_80_characters_are_withheld(text, format, mode) -> None:
     """At every character; what can still become text is counted by letting a § follow, which ends tags and markers."""
