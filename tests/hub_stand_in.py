@@ -17,6 +17,10 @@ from threading import Thread
 from typing import Any
 from urllib.parse import unquote
 
+import huggingface_hub
+import pytest
+from huggingface_hub import constants, file_download
+
 MAIN = "a" * 40
 OLDER = "b" * 40
 
@@ -68,6 +72,20 @@ def running_hub() -> Iterator[HubStandIn]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def hub_in_place(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
+    """The body of a fixture: `huggingface_hub` talks to a stand-in, and its connections are closed at the end."""
+    with running_hub() as hub:
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield hub
+        close = getattr(huggingface_hub, "close_session", None) or huggingface_hub.utils._http.reset_sessions
+        close()
 
 
 class _Handler(BaseHTTPRequestHandler):

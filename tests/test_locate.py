@@ -9,11 +9,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pytest
-from huggingface_hub import constants, file_download
 
-from hub_stand_in import MAIN, OLDER, HubStandIn, Repository, running_hub
+from hub_stand_in import MAIN, OLDER, HubStandIn, Repository, hub_in_place
 from quarterdeck import locate
 from quarterdeck.errors import CheckpointError, CheckpointNotFoundError, InputError
 from quarterdeck.locate import HubOptions, download, local_folder, resolve_file
@@ -21,16 +19,7 @@ from quarterdeck.locate import HubOptions, download, local_folder, resolve_file
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
-    with running_hub() as running:
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        yield running
-        close = getattr(huggingface_hub, "close_session", None) or huggingface_hub.utils._http.reset_sessions
-        close()
+    yield from hub_in_place(monkeypatch)
 
 
 @pytest.fixture

@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import constants, file_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hub_stand_in import MAIN, HubStandIn, running_hub
+from hub_stand_in import MAIN, HubStandIn, hub_in_place
 from quarterdeck.config import CohereConfig
 from quarterdeck.errors import (
     CheckpointCorruptError,
@@ -300,16 +298,7 @@ def test_a_state_dict_in_place_of_the_models_own(checkpoint: Path) -> None:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
-    with running_hub() as running:
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        yield running
-        close = getattr(huggingface_hub, "close_session", None) or huggingface_hub.utils._http.reset_sessions
-        close()
+    yield from hub_in_place(monkeypatch)
 
 
 @pytest.mark.parametrize("size", ["5GB", "20KB"])

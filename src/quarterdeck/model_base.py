@@ -114,13 +114,13 @@ class ModelBase(nn.Module):
             mean_resizing: draw new rows around the mean of the old ones; otherwise as in an untrained model.
 
         Raises:
-            InputError: the number is below 1, or would cut off the padding token.
+            InputError: no such number of rows, or one that would cut off the padding token.
         """
         old = self.get_input_embeddings()
         rows = _rounded_up(old.num_embeddings if new_num_tokens is None else new_num_tokens, pad_to_multiple_of)
-        padding = self.config.pad_token_id
-        if rows < 1 or (padding is not None and padding >= rows):
-            raise InputError(f"new_num_tokens is {rows}, but must be at least 1 and beyond the padding token {padding}")
+        padding = old.padding_idx
+        if padding is not None and padding >= rows:
+            raise InputError(f"{rows} rows would cut off the padding token {padding}; give more than {padding}")
         if rows == old.num_embeddings:
             return old
         fill = None if mean_resizing else self._fill_rows
@@ -215,11 +215,10 @@ class ModelBase(nn.Module):
 
 
 def _rounded_up(rows: int, multiple: int | None) -> int:
-    if multiple is None:
-        return rows
-    if multiple < 1:
-        raise InputError(f"pad_to_multiple_of is {multiple}, but must be at least 1")
-    return -(-rows // multiple) * multiple
+    for name, number in (("new_num_tokens", rows), ("pad_to_multiple_of", multiple)):
+        if number is not None and (not isinstance(number, int) or number < 1):
+            raise InputError(f"{name} is {number!r}, but must be a whole number of at least 1")
+    return rows if multiple is None else -(-rows // multiple) * multiple
 
 
 def _require_grad(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -268,9 +268,13 @@ class PreTrainedModel(ModelBase):
         """The tensors, each once: without the second name of those that are one in memory."""
         tensors = dict(state_dict)
         for alias, name in self.tied_weights().items():
-            if alias in tensors and name in tensors and tensors[alias].is_set_to(tensors[name]):
+            if alias in tensors and name in tensors and _same_memory(tensors[alias], tensors[name]):
                 del tensors[alias]
         return tensors
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()
 
 
 def _resolve_source(name: PathLike | None, state_dict: Mapping[str, Tensor] | None, hub: HubOptions) -> TensorSource:
