@@ -4,7 +4,8 @@ Channel pair ``i`` of a head of width ``D`` turns by ``position * frequency[i]``
 ``frequency[i] = theta ** (-2 i / D)`` (Su et al., 2021, RoFormer, equation 15). The scaled types stretch those
 frequencies so that a model reads further than it was trained for.
 
-Shapes: ``D`` head width; every function returns ``[D / 2]`` float32 frequencies, on the CPU.
+Shapes: ``D`` head width; every function returns ``[D / 2]`` float32 frequencies, on the CPU even
+where models are being built without memory (``torch.device("meta")``).
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def _dynamic(config: RopeConfig, scaling: Mapping[str, Any], length: int | None)
     dim, trained, factor = config.head_dim, config.max_position_embeddings, scaling["factor"]
     length = max(length or trained, trained)
     # float32, as the reference computes it: the base of a long sequence differs in its last bits otherwise
-    ratio = torch.tensor(factor * length / trained, dtype=torch.float32) - (factor - 1)
+    ratio = torch.tensor(factor * length / trained, dtype=torch.float32, device="cpu") - (factor - 1)
     theta = float(config.rope_theta * float(ratio) ** (dim / (dim - 2)))
     return Frequencies(_unscaled(theta, dim))
 
@@ -89,7 +90,7 @@ def _yarn(config: RopeConfig, scaling: Mapping[str, Any], length: int | None) ->
     dim, theta, factor = config.head_dim, config.rope_theta, scaling["factor"]
     trained = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
     low, high = _yarn_ramp(scaling, dim, theta, trained)
-    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32, device="cpu") - low) / (high - low)).clamp(0, 1)
     kept = 1 - ramp
     inverse = _unscaled(theta, dim)
     interpolated = 1.0 / (factor * theta ** _exponents(dim))
@@ -128,7 +129,7 @@ def _longrope(config: RopeConfig, scaling: Mapping[str, Any], length: int | None
     if scale is None:
         scale = 1.0 if factor <= 1.0 else math.sqrt(1 + math.log(factor) / math.log(trained))
     stretch = scaling["long_factor"] if length is not None and length > trained else scaling["short_factor"]
-    factors = torch.tensor(stretch, dtype=torch.float32)
+    factors = torch.tensor(stretch, dtype=torch.float32, device="cpu")
     return Frequencies(1.0 / (factors * config.rope_theta ** _exponents(config.head_dim)), float(scale))
 
 
