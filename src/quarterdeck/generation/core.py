@@ -150,7 +150,7 @@ class Forward:
         """Run the prompt, but for what the cache holds already; the logits are those of its end.
 
         Args:
-            chunk: positions per run; only the last run computes logits. None is one run.
+            chunk: positions per run, which needs a cache; only the last run computes logits. None is one run.
             logits_to_keep: as in the model's ``forward``.
         """
         start = self.cache.get_seq_length() if self.cache is not None else 0

@@ -188,7 +188,7 @@ def checked_cache(cache: object, prompt: Prompt) -> Cache | None:
     """The cache to continue from, if one is given and leaves something of the prompt to do.
 
     Raises:
-        InputError: it is no cache, or it holds the whole prompt already.
+        InputError: it is no cache, holds the whole prompt already, or other rows.
     """
     if cache is None:
         return None
@@ -199,5 +199,11 @@ def checked_cache(cache: object, prompt: Prompt) -> Cache | None:
         raise InputError(
             f"past_key_values holds {stored} positions and the prompt has only {prompt.length}: the prompt must "
             f"contain the cached tokens and at least one more. Or crop the cache: .crop({prompt.length - 1})"
+        )
+    keys = next((layer.keys for layer in cache.layers if layer.keys is not None), None)
+    if stored and keys is not None and keys.shape[0] != prompt.rows:
+        raise InputError(
+            f"past_key_values holds {keys.shape[0]} rows and the prompt has {prompt.rows}: give the same rows, or "
+            "change the cache with .select(rows)"
         )
     return cache

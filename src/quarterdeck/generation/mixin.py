@@ -183,18 +183,17 @@ def prepare_call(
     _refuse_call_arguments(options)
     defaults = model.generation_config or GenerationConfig.from_model_config(model.config)
     config = resolve_options(defaults, generation_config, use_model_defaults, options)
+    config.pad_token_id = padding_token(config)
     prompt = make_prompt(
         inputs,
         given,
         device=model.device,
         bos=config.bos_token_id,
-        pad=padding_token(config),
+        pad=config.pad_token_id,
         eos=end_tokens(config),
     )
     past = checked_cache(given.get("past_key_values"), prompt)
     copies = config.num_return_sequences or 1
-    if past is not None and copies > 1:
-        past.batch_repeat_interleave(copies)
     prompt = prompt.repeated(copies)
     explicit = options.get("max_length") is not None
     max_length = settle_lengths(config, prompt, model.config.context_length, explicit)
@@ -209,7 +208,10 @@ def prepare_call(
         criteria=criteria or (),
         logits_to_keep=_checked_logits_to_keep(given.get("logits_to_keep")),
     )
-    return Call(model, config, prompt, make_cache(config, model, past, rows=prompt.rows, room=room), plan)
+    cache = make_cache(config, model, past, rows=prompt.rows, room=room)
+    if past is not None and past.get_seq_length() and copies > 1:
+        past.batch_repeat_interleave(copies)  # last, so that a refused call leaves the caller's cache alone
+    return Call(model, config, prompt, cache, plan)
 
 
 def _refuse_call_arguments(options: dict[str, Any]) -> None:

@@ -92,7 +92,7 @@ def padding_token(config: GenerationConfig) -> int | None:
     ends = end_tokens(config)
     if not ends:
         return None
-    logger.info("there is no pad_token_id: finished rows are filled with the end token %d", ends[0])
+    logger.warning("there is no pad_token_id: finished rows are filled with the end token %d", ends[0])
     return ends[0]
 
 
@@ -175,7 +175,7 @@ def make_plan(
         ),
         criteria=_stopping_criteria(config, max_length, ends, tokenizer, criteria),
         max_length=max_length,
-        pad=padding_token(config),
+        pad=config.pad_token_id,
         sample=bool(config.do_sample),
         generator=generator,
         chunk=config.prefill_chunk_size,
