@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -292,3 +294,12 @@ def test_fresh_weights() -> None:
     nn.init.constant_(model.model.norm.weight, 3.0)
     model.init_weights()
     assert model.model.norm.weight.unique().tolist() == [1.0]
+
+
+def test_loading_does_not_import_the_compiler(checkpoint: Path) -> None:
+    """Random numbers on the meta device would: a second and more, where a small model takes hundredths of one."""
+    code = (
+        "import sys; from quarterdeck.model import CohereForCausalLM; "
+        "CohereForCausalLM.from_pretrained(sys.argv[1]); sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(checkpoint)]).returncode == 0

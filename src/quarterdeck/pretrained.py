@@ -14,6 +14,7 @@ from typing import Any, Literal, Self, overload
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from quarterdeck.attention.dispatch import get_attention
 from quarterdeck.config import CohereConfig
@@ -174,7 +175,7 @@ class PreTrainedModel(ModelBase):
     def _on_meta(cls, config: CohereConfig) -> Self:
         """The model with shapes and no memory."""
         get_attention(config.attn_implementation)
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutValues():
             return cls(config)
 
     @classmethod
@@ -271,6 +272,22 @@ class PreTrainedModel(ModelBase):
             if alias in tensors and name in tensors and _same_memory(tensors[alias], tensors[name]):
                 del tensors[alias]
         return tensors
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Leaves out the initialisation of weights, which on the meta device has no effect.
+
+    Not for the time of the calls themselves: the first random number on the meta device makes torch import its
+    compiler, which takes longer than loading a small model.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:
