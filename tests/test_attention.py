@@ -1,0 +1,228 @@
+"""The masking rule against loops, and the backends against the rule."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quarterdeck.attention import AttentionMask, attention_names, get_attention
+from quarterdeck.attention.eager import eager_attention
+from quarterdeck.attention.mask import make_mask, packed_documents
+from quarterdeck.attention.sdpa import sdpa_attention
+from quarterdeck.errors import UnsupportedOptionError
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Plain numbers, so that the rule can be followed by hand."""
+
+    batch: int
+    queries: int
+    keys: int
+    start: int
+    positions: list[int] | None
+    padding: list[list[bool]] | None
+    documents: list[list[int]] | None
+    window: int | None
+
+    def mask(self) -> AttentionMask:
+        return AttentionMask(
+            self.queries,
+            self.keys,
+            CPU,
+            start=self.start,
+            positions=None if self.positions is None else torch.tensor(self.positions),
+            padding=None if self.padding is None else torch.tensor(self.padding),
+            documents=None if self.documents is None else torch.tensor(self.documents),
+            window=self.window,
+        )
+
+    def sees(self, row: int, query: int, key: int) -> bool:
+        """The text at the top of mask.py, word by word."""
+        at = self.start + query if self.positions is None else self.positions[query]
+        if key > at:
+            return False
+        if self.window is not None and at - key >= self.window:
+            return False
+        if self.padding is not None and not (key < len(self.padding[row]) and self.padding[row][key]):
+            return False
+        return self.documents is None or self.documents[row][at] == self.documents[row][key]
+
+    def brute_force(self) -> torch.Tensor:
+        return torch.tensor(
+            [
+                [[[self.sees(row, query, key) for key in range(self.keys)] for query in range(self.queries)]]
+                for row in range(self.batch)
+            ]
+        )
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    batch, queries, start = draw(st.integers(1, 3)), draw(st.integers(1, 6)), draw(st.integers(0, 5))
+    spare = draw(st.sampled_from([0, 0, 3]))  # the end of a cache of fixed size
+    keys = start + queries + spare
+    known = draw(st.integers(start + queries, keys))
+    places = st.lists(st.integers(0, keys - 1), min_size=queries, max_size=queries)
+    padding = st.lists(st.lists(st.booleans(), min_size=known, max_size=known), min_size=batch, max_size=batch)
+    numbers = st.lists(st.lists(st.integers(0, 2), min_size=keys, max_size=keys), min_size=batch, max_size=batch)
+    return Case(
+        batch,
+        queries,
+        keys,
+        start,
+        draw(st.none() | places),
+        draw(st.none() | padding),
+        draw(st.none() | numbers),
+        draw(st.none() | st.integers(1, 6)),
+    )
+
+
+@given(case=cases())
+@settings(max_examples=120, deadline=None)
+def test_rule_equals_loops(case: Case) -> None:
+    expected = case.brute_force()
+    mask = case.mask()
+    allowed = mask.allowed()
+    assert allowed.dtype == torch.bool
+    assert allowed.shape[1:] == (1, case.queries, case.keys)
+    assert torch.equal(allowed.expand_as(expected), expected)
+    added = mask.additive(torch.float16).expand_as(expected)
+    assert torch.equal(added == 0, expected)
+    assert (added[~expected] == torch.finfo(torch.float16).min).all()
+    if mask.sees_all:
+        assert expected.all()
+    if mask.is_square_causal:
+        assert torch.equal(expected, torch.ones_like(expected).tril())
+    assert mask.allowed() is allowed, "made once"
+
+
+@given(case=cases(), groups=st.sampled_from([1, 2, 4]), width=st.sampled_from([2, 6, 8]), seed=st.integers(0, 99))
+@settings(max_examples=120, deadline=None)
+def test_sdpa_equals_eager_equals_the_formula(case: Case, groups: int, width: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(case.batch, 4, case.queries, width, generator=generator)
+    key, value = torch.randn(2, case.batch, groups, case.keys, width, generator=generator)
+    scale = width**-0.5
+    by_rule, weights = eager_attention(query, key, value, case.mask(), scale=scale)
+    fused, nothing = sdpa_attention(query, key, value, case.mask(), scale=scale)
+    assert nothing is None
+    assert weights.shape == (case.batch, 4, case.queries, case.keys)
+    seen = case.brute_force()
+    for row in range(case.batch):
+        for head in range(4):
+            for at in range(case.queries):
+                keys = seen[row, 0, at]
+                if not keys.any():
+                    continue  # a row that sees nothing: nobody's promise
+                group = head * groups // 4
+                scores = key[row, group].double() @ query[row, head, at].double() * scale
+                chances = torch.softmax(scores.masked_fill(~keys, -math.inf), dim=0)
+                expected = chances @ value[row, group].double()
+                assert torch.allclose(weights[row, head, at].double(), chances, atol=1e-6)
+                assert torch.allclose(by_rule[row, head, at].double(), expected, atol=1e-5)
+                assert torch.allclose(fused[row, head, at].double(), expected, atol=1e-5)
+    assert by_rule.isfinite().all()
+    assert fused.isfinite().all()
+
+
+@given(case=cases(), groups=st.sampled_from([1, 4]), seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_gradients_of_sdpa_equal_those_of_eager(case: Case, groups: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((4, case.queries), (groups, case.keys), (groups, case.keys))
+    tensors = [torch.randn(case.batch, h, n, 4, generator=generator, requires_grad=True) for h, n in shapes]
+    visible = case.brute_force().any(-1)[..., None]  # rows that see nothing carry no gradient here
+    found = []
+    for attend in (eager_attention, sdpa_attention):
+        output, _ = attend(*tensors, case.mask(), scale=0.5)
+        found.append(torch.autograd.grad((output * visible).square().sum(), tensors))
+    for eager, fused in zip(*found, strict=True):
+        assert torch.allclose(eager, fused, atol=1e-4)
+        assert fused.isfinite().all()
+
+
+@given(case=cases(), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_an_explicit_mask_replaces_the_rule(case: Case, data: st.DataObject) -> None:
+    shape = data.draw(st.sampled_from([(case.batch, 1), (1, 1), (case.batch, 4), (1, 4)]))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    seen = torch.rand(*shape, case.queries, case.keys, generator=generator) < 0.6
+    seen[..., 0] = True
+    numbers = torch.zeros(seen.shape).masked_fill(~seen, -math.inf)
+    tensors = torch.randn(3, case.batch, 4, max(case.queries, case.keys), 4, generator=generator)
+    query, key, value = tensors[0][:, :, : case.queries], tensors[1][:, :, : case.keys], tensors[2][:, :, : case.keys]
+    masks = [
+        AttentionMask(case.queries, case.keys, CPU, start=case.start, explicit=given_) for given_ in (seen, numbers)
+    ]
+    results = [
+        attend(query, key, value, mask, scale=0.5)[0] for attend in (eager_attention, sdpa_attention) for mask in masks
+    ]
+    scores = (query @ key.transpose(2, 3) * 0.5).masked_fill(~seen, -math.inf)
+    for result in results:
+        assert torch.allclose(result, scores.softmax(-1) @ value, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_backends_agree_in_low_precision(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 8, 20, 16, generator=generator).to(dtype)
+    key, value = torch.randn(2, 2, 2, 20, 16, generator=generator).to(dtype)
+    padding = torch.arange(20) >= torch.tensor([[0], [5]])
+    for mask in (AttentionMask(20, 20, CPU), AttentionMask(20, 20, CPU, padding=padding)):
+        eager, weights = eager_attention(query, key, value, mask, scale=0.25)
+        fused, _ = sdpa_attention(query, key, value, mask, scale=0.25)
+        truth, _ = eager_attention(query.float(), key.float(), value.float(), mask, scale=0.25)
+        assert eager.dtype == fused.dtype == weights.dtype == dtype
+        real = slice(None) if mask.padding is None else padding[:, None, :, None].expand_as(truth)
+        limit = 4 * torch.finfo(dtype).eps * float(truth.abs().max())
+        assert float((eager[real].float() - truth[real]).abs().max()) <= limit
+        assert float((fused[real].float() - truth[real]).abs().max()) <= limit
+
+
+# -- from what the caller gave -------------------------------------------------------------------------
+
+
+def described(attention_mask: torch.Tensor | None, **changes: Any) -> AttentionMask:
+    place = {"batch": 2, "queries": 3, "keys": 5, "start": 2, "positions": None, "device": CPU} | changes
+    return make_mask(attention_mask, **place)
+
+
+def test_a_mask_of_ones_is_no_mask() -> None:
+    # the fast paths hang on this
+    for ones in (torch.ones(2, 5), torch.ones(2, 5, dtype=torch.bool), torch.ones(2, 5, dtype=torch.long)):
+        assert described(ones).is_plain
+    assert described(torch.ones(2, 3), keys=3, start=0).is_square_causal
+    assert described(torch.ones(2, 5), queries=1, start=4).sees_all
+    assert not described(torch.ones(2, 5), queries=1, start=3).sees_all
+    assert not described(torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])).is_plain
+
+
+def test_a_mask_of_ones_over_a_longer_cache_is_no_mask_either() -> None:
+    mask = described(torch.ones(2, 5), keys=9)
+    assert mask.is_plain
+    assert not mask.sees_all
+    assert not mask.allowed()[..., 5:].any()
+    assert not described(torch.ones(2, 5), keys=9, queries=1, start=4).allowed()[..., 5:].any()
+
+
+def test_packed_documents() -> None:
+    positions = torch.tensor([[0, 1, 2, 0, 1, 0], [3, 4, 5, 6, 7, 8], [0, 1, 5, 6, 2, 3]])
+    assert packed_documents(positions).tolist() == [[0, 0, 0, 1, 1, 2], [0] * 6, [0, 0, 1, 1, 2, 2]]
+    assert packed_documents(positions[1:2]) is None
+
+
+def test_backends_by_name() -> None:
+    assert attention_names() == ("eager", "sdpa")
+    assert get_attention("eager") is eager_attention
+    assert get_attention(None) is get_attention("sdpa") is sdpa_attention
+    with pytest.raises(UnsupportedOptionError, match=r"'flash_attention_9'.*eager, sdpa"):
+        get_attention("flash_attention_9")
