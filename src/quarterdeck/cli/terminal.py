@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import unicodedata
 from contextlib import suppress
 from typing import Protocol, TextIO
 
@@ -90,8 +91,8 @@ class RichTerminal:
         self._print("model> ", "bold blue", end="")
 
     def write(self, piece: str) -> None:
-        """The piece as it is: what looks like markup is the model's text."""
-        self._print(piece, end="")
+        """The piece as text: neither markup nor the terminal's own control sequences in it have an effect."""
+        self._print(_without_controls(piece), end="")
 
     def end_answer(self, *, stopped: bool) -> None:
         """A line break."""
@@ -107,6 +108,11 @@ class RichTerminal:
 
     def _print(self, text: str, style: str = "", end: str = "\n") -> None:
         self._console.print(Text(text, style=style), end=end, soft_wrap=True)
+
+
+def _without_controls(text: str) -> str:
+    """The text without control characters but tabs and line breaks."""
+    return "".join(c for c in text if c in "\t\n" or unicodedata.category(c) != "Cc")
 
 
 def open_terminal() -> Terminal:
