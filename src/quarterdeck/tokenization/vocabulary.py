@@ -40,8 +40,12 @@ class Vocabulary:
         return int(self._backend.get_vocab_size(with_added_tokens=False))
 
     def __len__(self) -> int:
-        """Number of tokens, added ones included."""
-        return int(self._backend.get_vocab_size(with_added_tokens=True))
+        """Number of tokens, added ones included.
+
+        Counted here because the library would build the whole dictionary to measure its length.
+        """
+        model, added = self._backend.model, self._backend.get_added_tokens_decoder().values()
+        return self.vocab_size + sum(model.token_to_id(token.content) is None for token in added)
 
     def __bool__(self) -> bool:
         return True  # a tokenizer with an empty vocabulary is still a tokenizer
@@ -77,18 +81,22 @@ class Vocabulary:
         A model needs a row of embeddings for each: call ``model.resize_token_embeddings(len(tokenizer))`` afterwards.
 
         Args:
-            new_tokens: one token or several; those that are there already are left as they are.
+            new_tokens: one token or several. Text that is an added token already is left as it is; an AddedToken gives
+                such a token other properties.
             special_tokens: whether ``decode(skip_special_tokens=True)`` leaves them out.
 
         Returns:
-            How many were really added.
+            How many were added or got other properties.
         """
         tokens = [new_tokens] if isinstance(new_tokens, str | AddedToken) else list(new_tokens)
         for token in tokens:
             if not isinstance(token, str | AddedToken):
                 raise TokenizerError(f"a token to add is {token!r}; give a str or a tokenizers.AddedToken")
-        add = self._backend.add_special_tokens if special_tokens else self._backend.add_tokens
-        return int(add(tokens)) if tokens else 0
+        if special_tokens:
+            return int(self._backend.add_special_tokens(tokens)) if tokens else 0
+        known = self.added_tokens_encoder  # added again as plain text, a special token would become an ordinary one
+        new = [token for token in tokens if isinstance(token, AddedToken) or token not in known]
+        return int(self._backend.add_tokens(new)) if new else 0
 
     # ── one to the other ──────────────────────────────────────────────────────────────────────────────────────────
 
