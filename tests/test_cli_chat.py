@@ -285,7 +285,8 @@ def console(output: io.StringIO) -> Console:
 def test_a_person_sees_prompts_and_colours(answerer: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
     output, lines = io.StringIO(), iter([QUESTIONS[0], "!bogus"])
 
-    def read(prompt: str = "") -> str:
+    def read(prompt: str) -> str:
+        assert prompt == "you> "
         try:
             return next(lines)
         except StopIteration:
@@ -294,7 +295,6 @@ def test_a_person_sees_prompts_and_colours(answerer: Answerer, monkeypatch: pyte
     monkeypatch.setattr("builtins.input", read)
     Session(Conversation(answerer), RichTerminal(console(output))).run()
     shown = output.getvalue()
-    assert "you> " in shown
     assert "model> " in shown
     assert "\x1b[31mthere is no command !bogus" in shown
 

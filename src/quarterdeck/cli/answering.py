@@ -16,6 +16,7 @@ from quarterdeck.cli.arguments import DEFAULT_TOP_P
 from quarterdeck.errors import ChatTemplateError, InputError
 from quarterdeck.generation.config import GenerationConfig
 from quarterdeck.generation.core import Step
+from quarterdeck.generation.options import OPTIONS
 from quarterdeck.model import CohereForCausalLM
 from quarterdeck.pipelines.factory import as_device
 from quarterdeck.tokenizer import CohereTokenizerFast
@@ -188,7 +189,7 @@ def _settings(model: CohereForCausalLM, arguments: argparse.Namespace) -> Genera
 def drawing(temperature: float | None, top_p: float | None = None, top_k: int | None = None) -> dict[str, Any]:
     """Options of generation for a temperature; none, or 0, is greedy."""
     if not temperature:
-        return {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
+        return {"do_sample": False} | {name: OPTIONS[name].default for name in GenerationConfig.SAMPLING_ONLY}
     return {
         "do_sample": True,
         "temperature": temperature,

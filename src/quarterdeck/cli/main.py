@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _discard_output()
         return 141
     except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # the shell's prompt begins a new line
         return 130
     except UsageError as error:
         _complain(f"{error}; see 'quarterdeck --help'")

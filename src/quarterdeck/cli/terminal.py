@@ -81,7 +81,7 @@ class RichTerminal:
     def read(self) -> str | None:
         """The next line, None at the end of input."""
         try:
-            return self._console.input(Text("you> ", style="bold green"))
+            return input("you> ")  # not the console's: line editing must know the prompt, or it overwrites it
         except EOFError:
             self._console.print()
             return None
