@@ -103,7 +103,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = unquote(self.path.split("?")[0])
         self.hub.requests.append((self.command, path, self.headers["Authorization"]))
-        if path.startswith("/api/models/"):
+        if path.startswith("/api/models/") and "/tree/" in path:
+            self._list(*path.removeprefix("/api/models/").split("/tree/"))
+        elif path.startswith("/api/models/"):
             name, _, revision = path.removeprefix("/api/models/").partition("/revision/")
             self._describe(name, revision or "main")
         elif "/resolve/" in path:
@@ -135,6 +137,15 @@ class _Handler(BaseHTTPRequestHandler):
             siblings = [{"rfilename": filename} for filename in found[1]]
             content = {"id": name, "modelId": name, "sha": found[0], "siblings": siblings, "tags": []}
             self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+    def _list(self, name: str, revision: str) -> None:
+        found = self._readable(name, revision)
+        if found is not None:
+            entries = [
+                {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for path, content in found[1].items()
+            ]
+            self._send(200, json.dumps(entries).encode(), {"Content-Type": "application/json"})
 
     def _file(self, name: str, revision: str, filename: str) -> None:
         found = self._readable(name, revision)
