@@ -395,8 +395,8 @@ def _rope_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
         raise ConfigError(f"rope_scaling is {scaling!r}, but must be a dictionary with rope_type, or None")
     fields = dict(scaling)
     legacy = fields.pop("type", None)
-    if legacy is not None:
-        fields.setdefault("rope_type", legacy)
+    if legacy is not None and fields.setdefault("rope_type", legacy) != legacy:
+        raise ConfigError(f"rope_scaling names two types, type={legacy!r} and rope_type={fields['rope_type']!r}")
     if "rope_type" not in fields:
         raise ConfigError(f"rope_scaling is {scaling!r}, but lacks rope_type")
     return fields

@@ -197,7 +197,15 @@ def validate_rope(config: RopeConfig) -> None:
 
 
 _AT_LEAST: Mapping[str, float] = {"factor": 1.0, _ORIGINAL: 1}
-_POSITIVE = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "low_freq_factor")
+_POSITIVE = (
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "low_freq_factor",
+    "high_freq_factor",
+)
 
 
 def _is_number(value: object) -> bool:
@@ -212,13 +220,18 @@ def _validate_numbers(scaling: Mapping[str, Any]) -> None:
             raise ConfigError(f"rope_scaling: {key} is {value!r}, but must be a number of at least {_AT_LEAST[key]:g}")
         if key in _POSITIVE and not (_is_number(value) and value > 0):
             raise ConfigError(f"rope_scaling: {key} is {value!r}, but must be a number over 0")
+        if key == "truncate" and not isinstance(value, bool):
+            raise ConfigError(f"rope_scaling: truncate is {value!r}, but must be true or false")
 
 
 def _validate_relations(config: RopeConfig, kind: str, scaling: Mapping[str, Any]) -> None:
     if kind == "longrope":
         _validate_longrope(config, scaling)
-    if kind == "yarn" and (scaling.get("beta_fast") or 32) < (scaling.get("beta_slow") or 1):
-        raise ConfigError("rope_scaling: beta_fast (32 unless given) must not be below beta_slow (1 unless given)")
+    fast, slow = scaling.get("beta_fast") or 32, scaling.get("beta_slow") or 1
+    if kind == "yarn" and fast < slow:
+        raise ConfigError(f"rope_scaling: beta_fast is {fast!r}, but must not be below beta_slow, {slow!r}")
+    if kind == "dynamic" and config.head_dim == 2:
+        raise ConfigError("rope_scaling of type 'dynamic' needs heads wider than head_dim=2")
     if kind == "llama3" and not scaling["high_freq_factor"] > scaling["low_freq_factor"]:
         raise ConfigError(
             f"rope_scaling: high_freq_factor is {scaling['high_freq_factor']!r}, but must be over "
@@ -237,7 +250,11 @@ def _validate_longrope(config: RopeConfig, scaling: Mapping[str, Any]) -> None:
         value, count = scaling[key], config.head_dim // 2
         numbers = isinstance(value, list | tuple) and all(_is_number(item) and item > 0 for item in value)
         if not numbers or len(value) != count:
-            raise ConfigError(f"rope_scaling: {key} must be a list of {count} numbers over 0, one per channel pair")
-    top_level = getattr(config, _ORIGINAL, None) is not None
-    if scaling.get("factor") is None and scaling.get("attention_factor") is None and not top_level:
+            raise ConfigError(
+                f"rope_scaling: {key} must be a list of {count} numbers over 0, one per channel pair, not {value!r}"
+            )
+    original = getattr(config, _ORIGINAL, None)
+    if original is not None and not (_is_number(original) and original >= 1):
+        raise ConfigError(f"{_ORIGINAL} is {original!r}, but must be a number of at least 1")
+    if scaling.get("factor") is None and scaling.get("attention_factor") is None and original is None:
         raise ConfigError("rope_scaling of type 'longrope' needs factor or attention_factor")
