@@ -284,6 +284,16 @@ def test_buffers_are_loaded_too() -> None:
     assert not isinstance(model.get_buffer("running_mean"), nn.Parameter)
 
 
+def test_initialising_one_weight_keeps_the_buffers_beside_it() -> None:
+    model = on_meta(lambda: nn.BatchNorm1d(3))  # type: ignore[arg-type]
+    weights = dict(nn.BatchNorm1d(3).state_dict()) | {"running_mean": torch.arange(3.0)}
+    del weights["weight"]
+    load(model, weights, Naming(), strict=False)
+    assert model.get_buffer("running_mean").tolist() == [0, 1, 2]
+    assert model.get_parameter("weight").tolist() == [7, 7, 7]
+    assert model.get_parameter("bias").tolist() == [0, 0, 0]
+
+
 def test_types_change_one_by_one_and_whole_numbers_stay() -> None:
     weights = dict(nn.BatchNorm1d(3).state_dict())
     with torch.device("meta"):

@@ -33,8 +33,7 @@ class Naming:
 
     Attributes:
         prefix: what stands before the base model's names inside a model with a head (``"model."``). A
-            checkpoint
-            of either loads into the other.
+            checkpoint of either loads into the other.
         head: names that only a model with a head has, left aside when the base model is loaded.
         tied: names that share another's tensor, to that other name. A checkpoint may hold either or both.
     """
@@ -212,10 +211,10 @@ def _initialise(
         leaves.setdefault(path, []).append(leaf)
     for path, absent in leaves.items():
         module = model.get_submodule(path)
-        loaded = {leaf: old for leaf, old in module.named_parameters(recurse=False) if leaf not in absent}
-        for leaf, old in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+        tensors = dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
+        for leaf, old in tensors.items():
             fresh = torch.empty_like(old, dtype=dtype if old.is_floating_point() else None, device=device)
             _assign(module, leaf, fresh)
         initialise(module)
-        for leaf, old in loaded.items():
-            setattr(module, leaf, old)
+        for leaf in tensors.keys() - set(absent):
+            setattr(module, leaf, tensors[leaf])

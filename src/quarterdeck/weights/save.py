@@ -4,6 +4,9 @@ Everything is first written into a folder of its own inside the target, then ren
 the new weights count is one step: the rename of the single file or of the index, or the removal of an old single
 file, which goes before an index. Files of an earlier save that no longer belong are removed last.
 
+The configuration is renamed just before that step: dying between the two leaves the new configuration with the
+old weights, the one state that is neither; loading tells if their shapes do not fit.
+
 A model whose weights are mapped from the very files that it replaces stays usable: a renamed or removed file
 lives on for as long as it is mapped.
 """
@@ -42,7 +45,8 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Z]*)")
 def replacing_checkpoint(folder: Path) -> Iterator[Path]:
     """A temporary folder for the files of a new checkpoint, which replace those in ``folder`` on leaving.
 
-    If the block fails, ``folder`` stays as it was. Files that the block does not write, such as a
+    If the block fails, ``folder`` stays as it was (and if the process is killed, too, but for the temporary
+    folder ``.saving-...``, which may then be deleted). Files that the block does not write, such as a
     tokenizer's, are left alone; weights of an earlier save are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
