@@ -243,3 +243,16 @@ def test_a_tokenizer_with_builtin_templates_renders_the_same() -> None:
             [{"role": "user", "content": random_text(source)}], chat_template=templates["default"]
         )
         assert ids[0] == tokenizer.bos_token_id
+
+
+# ── prompts kept here ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_render_gives_the_prompts_that_were_made_with_the_published_templates() -> None:
+    """data/chat_prompts.json: random chats, rendered by transformers with the templates of its release 4.40.2."""
+    file = Path(__file__).parent / "data" / "chat_prompts.json"
+    cases = json.loads(file.read_text(encoding="utf-8"))
+    assert {case["format"] for case in cases} == {"default", "rag", "tool_use"}
+    for case in cases:
+        prompt = render(case["messages"], **case["options"])
+        assert (prompt.format, prompt.text) == (case["format"], case["prompt"])

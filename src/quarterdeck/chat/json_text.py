@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+_MAX_DEPTH = 100
+"""Values nested deeper are refused where they come in, so that nothing behind can run out of stack."""
+
 
 def parse_json(text: str) -> Any:
     """The value that a JSON text stands for.
@@ -41,12 +44,27 @@ def compact(value: Any) -> str:
 
 
 def check_writable(value: Any) -> str | None:
-    """Why a value has no JSON text, or None if it has."""
+    """Why a value has no JSON text, or none that can be read again, or None if it has."""
+    if _is_deeper(value, _MAX_DEPTH):
+        return f"it is nested more than {_MAX_DEPTH} levels deep"
     try:
         json.dumps(value)
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError) as error:
         return str(error)
     return None
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    """Whether lists and dictionaries are nested more than ``limit`` levels deep. One inside itself is."""
+    level = [value]
+    for _ in range(limit):
+        level = list({id(inner): inner for one in level for inner in _inside(one)}.values())
+    return bool(level)
+
+
+def _inside(value: Any) -> list[Any]:
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [inner for inner in values if isinstance(inner, (dict, list, tuple))]
 
 
 def kind(value: Any) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from quarterdeck.chat.json_text import kind, parse_json, shown
+from quarterdeck.chat.json_text import check_writable, kind, parse_json, shown
 from quarterdeck.chat.values import Citation, Document, Source, Tool, ToolCall, Usage
 from quarterdeck.errors import ChatError
 
@@ -52,6 +52,12 @@ _ROLES: Mapping[str, Role] = {
 
 _KNOWN_KEYS = frozenset("role content message tool_plan tool_calls tool_call_id tool_results citations".split())
 
+_OWNED: Mapping[Role, tuple[str, ...]] = {
+    "assistant": ("tool_plan", "tool_calls", "citations"),
+    "tool": ("tool_call_id", "documents", "tool_results"),
+}
+"""Fields that only messages of one role have."""
+
 _WITHOUT_EFFECT = frozenset(
     "name refusal annotations audio id message_id response_id generation_id conversation_id type".split()
 )
@@ -85,6 +91,7 @@ class Message:
             raise ChatError(f"a message has one of the roles system, user, assistant and tool, not {self.role!r}")
         for name in ("tool_calls", "citations", "documents"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        _check_owners(vars(self), self.role)
         if self.role == "tool" and self.content:
             object.__setattr__(self, "documents", (*self.documents, *_documents_of_text(self.content)))
             object.__setattr__(self, "content", "")
@@ -139,11 +146,11 @@ def _check_keys(fields: Mapping[str, Any], role: Role) -> None:
     unknown = sorted(str(key) for key in fields if key not in _KNOWN_KEYS | _WITHOUT_EFFECT)
     if unknown:
         raise ChatError(f"a message has no {', '.join(unknown)}; it has {', '.join(sorted(_KNOWN_KEYS))}")
-    only = {
-        "assistant": ("tool_plan", "tool_calls", "citations"),
-        "tool": ("tool_call_id", "tool_results"),
-    }
-    for owner, keys in only.items():
+    _check_owners(fields, role)
+
+
+def _check_owners(fields: Mapping[str, Any], role: Role) -> None:
+    for owner, keys in _OWNED.items():
         misplaced = [key for key in keys if fields.get(key) and role != owner]
         if misplaced:
             raise ChatError(f"{', '.join(misplaced)} belongs to messages of the role {owner}, not {role}")
@@ -229,10 +236,9 @@ def _documents_of_text(text: str) -> list[Document]:
         value = parse_json(text)
     except ValueError:
         return [Document({"output": text})]
-    if isinstance(value, dict):
-        return [Document(value)]
-    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
-        return [Document(item) for item in value]
+    items = [value] if isinstance(value, dict) else value
+    if isinstance(items, list) and all(isinstance(item, dict) for item in items) and check_writable(items) is None:
+        return [Document(item) for item in items]
     return [Document({"output": text})]
 
 

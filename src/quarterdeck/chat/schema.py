@@ -14,24 +14,18 @@ JSON Schema is the form that is kept. A type of a parameter definition that has 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from quarterdeck.chat.json_text import check_writable, kind, shown
 from quarterdeck.chat.python_types import schema_of_text
+from quarterdeck.chat.type_texts import JSON_TYPES, VERBATIM, TypeTexts, nullable_text, union_text
 from quarterdeck.errors import ChatError
 
 Schema = Mapping[str, Any]
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
-
-_SIMPLE = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None"}
-
-_VERBATIM = "python type: "
-
-_MAX_DEPTH = 16
-"""References deeper than this are shown as open; only recursive schemas get there."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +95,8 @@ def _read_parameters(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         return schema_of_definitions(name, definitions)
     if not schema:
         return {"type": "object", "properties": {}}
-    if not isinstance(schema, Mapping) or schema.get("type", "object") != "object":
+    if not isinstance(schema, Mapping):
         raise ChatError(f"the parameters of the tool {name} are a JSON Schema of an object, not {shown(schema)}")
-    check_parameters(name, schema)
     return dict(schema)
 
 
@@ -113,10 +106,14 @@ def check_parameters(name: str, schema: Schema) -> None:
     Raises:
         ChatError: naming the tool and what is wrong.
     """
-    properties, required = schema.get("properties", {}), schema.get("required", [])
-    if not isinstance(properties, Mapping) or not all(isinstance(one, (Mapping, bool)) for one in properties.values()):
+    if not isinstance(schema, Mapping) or schema.get("type", "object") != "object":
+        raise ChatError(f"the parameters of the tool {name} are a JSON Schema of an object, not {shown(schema)}")
+    properties, required = schema.get("properties") or {}, schema.get("required") or []
+    if not isinstance(properties, Mapping) or not all(
+        isinstance(key, str) and isinstance(one, (Mapping, bool)) for key, one in properties.items()
+    ):
         raise ChatError(f"the properties of the tool {name} are schemas by name, not {shown(properties)}")
-    if not isinstance(required, (list, tuple)):
+    if not isinstance(required, (list, tuple)) or not all(isinstance(key, str) for key in required):
         raise ChatError(f"'required' of the tool {name} is a list of names, not {shown(required)}")
     reason = check_writable(dict(schema))
     if reason is not None:
@@ -153,8 +150,9 @@ def schema_of_definitions(name: str, definitions: Any) -> dict[str, Any]:
 
 def _schema_of_type(shown_type: str) -> dict[str, Any]:
     schema = schema_of_text(shown_type)
-    is_same = shown_type in (*_SIMPLE, "array", "object") or type_text(schema) == shown_type
-    return schema if is_same else {**schema, "$comment": _VERBATIM + shown_type}
+    texts = TypeTexts(schema).of(schema)
+    is_same = shown_type in JSON_TYPES or ("None" not in texts and union_text(texts) == shown_type)
+    return schema if is_same else {**schema, "$comment": VERBATIM + shown_type}
 
 
 # ── showing ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -162,18 +160,15 @@ def _schema_of_type(shown_type: str) -> dict[str, Any]:
 
 def arguments_of(parameters: Schema) -> list[Argument]:
     """The arguments that a JSON Schema object describes, in its order."""
-    required = set(parameters.get("required", ()))
-    return [
-        _argument(name, _as_mapping(schema), name in required, parameters)
-        for name, schema in parameters.get("properties", {}).items()
-    ]
-
-
-def _argument(name: str, schema: Schema, is_required: bool, root: Schema) -> Argument:
-    texts = _texts(schema, root)
-    without_null = [text for text in texts if text != "None"] or texts
-    is_optional = not is_required or len(without_null) < len(texts)
-    return Argument(name, _union(without_null), is_optional, str(schema.get("description", "")))
+    required, types = set(parameters.get("required") or ()), TypeTexts(parameters)
+    found = []
+    for name, schema in (parameters.get("properties") or {}).items():
+        texts = types.of(schema)
+        without_null = [text for text in texts if text != "None"] or texts
+        is_optional = name not in required or len(without_null) < len(texts)
+        description = str(_as_mapping(schema).get("description") or "")
+        found.append(Argument(name, union_text(without_null), is_optional, description))
+    return found
 
 
 def definitions_of(parameters: Schema) -> dict[str, dict[str, Any]]:
@@ -190,73 +185,8 @@ def definitions_of(parameters: Schema) -> dict[str, dict[str, Any]]:
 
 def type_text(schema: Schema | bool, root: Schema | None = None) -> str:
     """The Python type that a schema stands for, as prompts show it."""
-    one = _as_mapping(schema)
-    return _nullable(_texts(one, one if root is None else root))
-
-
-def _nullable(texts: Sequence[str]) -> str:
-    rest = [text for text in texts if text != "None"]
-    return f"Optional[{_union(rest)}]" if rest and len(rest) < len(texts) else _union(texts)
-
-
-def _union(texts: Sequence[str]) -> str:
-    return texts[0] if len(texts) == 1 else f"Union[{','.join(texts)}]"
+    return nullable_text(TypeTexts(_as_mapping(schema) if root is None else root).of(schema))
 
 
 def _as_mapping(schema: Any) -> Schema:
     return schema if isinstance(schema, Mapping) else {}
-
-
-def _texts(schema: Schema, root: Schema, depth: int = 0) -> list[str]:
-    """The types that a schema allows, each once, in its order; never empty."""
-    comment = schema.get("$comment")
-    if isinstance(comment, str) and comment.startswith(_VERBATIM):
-        return [comment.removeprefix(_VERBATIM)]
-    if depth > _MAX_DEPTH:
-        return ["Any"]
-    if "$ref" in schema:
-        return _texts(_resolved(schema["$ref"], root), root, depth + 1)
-    for keyword in ("anyOf", "oneOf"):
-        if schema.get(keyword):
-            found = [text for one in schema[keyword] for text in _texts(_as_mapping(one), root, depth + 1)]
-            return list(dict.fromkeys(found))
-    if "type" not in schema and schema.get("allOf"):
-        texts = [_texts(_as_mapping(one), root, depth + 1) for one in schema["allOf"]]
-        return next((one for one in texts if one != ["Any"]), ["Any"])
-    types = schema.get("type") or _types_of_values(schema)
-    listed = types if isinstance(types, (list, tuple)) else [types]
-    return list(dict.fromkeys(_text_of(str(one), schema, root, depth) for one in listed)) or ["Any"]
-
-
-def _text_of(one: str, schema: Schema, root: Schema, depth: int) -> str:
-    if one == "array":
-        return _generic("List", "", schema.get("items"), root, depth)
-    if one == "object":
-        inner = None if schema.get("properties") else schema.get("additionalProperties")
-        return _generic("Dict", "str, ", inner, root, depth)
-    return _SIMPLE.get(one, one)
-
-
-def _generic(name: str, key: str, inner: Any, root: Schema, depth: int) -> str:
-    text = _nullable(_texts(inner, root, depth + 1)) if isinstance(inner, Mapping) and inner else "Any"
-    return name if text == "Any" else f"{name}[{key}{text}]"
-
-
-def _resolved(reference: Any, root: Schema) -> Schema:
-    """What a local reference (``#/$defs/Name``) points to; what cannot be found is open."""
-    found: Any = root
-    path = reference.split("/")[1:] if isinstance(reference, str) and reference.startswith("#") else [None]
-    for key in path:
-        found = found.get(key.replace("~1", "/").replace("~0", "~")) if isinstance(found, Mapping) and key else None
-    return _as_mapping(found)
-
-
-def _types_of_values(schema: Schema) -> list[str]:
-    """Types of the values of an ``enum`` or ``const``; otherwise of what the keywords are about."""
-    names = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
-    if "const" in schema or schema.get("enum"):
-        values = schema.get("enum") or [schema.get("const")]
-        return list(dict.fromkeys(names.get(type(value), "null") for value in values))
-    if "properties" in schema or "additionalProperties" in schema:
-        return ["object"]
-    return ["array"] if "items" in schema else ["Any"]

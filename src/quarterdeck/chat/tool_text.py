@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from quarterdeck.chat.json_text import parse_json
+from quarterdeck.chat.json_text import check_writable, parse_json
 from quarterdeck.chat.messages import Source, Tool, ToolCall
 from quarterdeck.chat.parts import fill_text, template_data
 from quarterdeck.chat.schema import arguments_of
@@ -50,11 +50,12 @@ def calls_text(calls: Iterable[ToolCall]) -> str:
 
 
 def _parameters(call: ToolCall) -> Any:
-    """What a call's arguments stand for; arguments that the model did not finish stay the text that they are."""
+    """What a call's arguments stand for; those that the model did not finish, or nested beyond reason, stay text."""
     try:
-        return parse_json(call.arguments)
+        value = parse_json(call.arguments)
     except ValueError:
         return call.arguments
+    return value if check_writable(value) is None else call.arguments
 
 
 def documents_text(sources: Iterable[Source], data: Mapping[str, Any], *, titled: bool) -> str:

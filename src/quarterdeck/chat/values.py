@@ -78,6 +78,7 @@ class Tool:
 
     def __post_init__(self) -> None:
         schema.check_tool_name(self.name)
+        schema.check_parameters(self.name, self.parameters)
 
     @classmethod
     def of(cls, given: Any) -> Tool:
