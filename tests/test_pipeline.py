@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from quarterdeck import AutoModelForCausalLM, AutoTokenizer, CohereForCausalLM, QuarterdeckError, pipeline
+from quarterdeck import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CohereForCausalLM,
+    GenerationConfig,
+    QuarterdeckError,
+    pipeline,
+)
 from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.pipelines import TextGenerationPipeline
 from quarterdeck.pipelines.factory import as_device
@@ -147,6 +154,20 @@ def test_starting_settings_equal_the_peers(checkpoint: Path, tmp_path: Path, set
     theirs = transformers.pipeline("text-generation", model=str(tmp_path), device="cpu").generation_config
     for name in ("max_new_tokens", "max_length", "do_sample", "temperature", "top_k", "pad_token_id", "eos_token_id"):
         assert getattr(ours, name) == getattr(theirs, name), name
+
+
+def test_a_generation_config_of_the_callers_own_replaces_the_defaults(ours: TextGenerationPipeline, peer: Any) -> None:
+    transformers = pytest.importorskip("transformers", reason="the peer to compare with")
+    given = ours("The tallest", generation_config=GenerationConfig(max_new_tokens=3), return_tensors=True)
+    assert given == peer(
+        "The tallest", generation_config=transformers.GenerationConfig(max_new_tokens=3), return_tensors=True
+    )
+    total = ours(
+        "The tallest", max_length=12, prefix="Penguins. ", generation_config=GenerationConfig(), return_tensors=True
+    )
+    assert len(total[0]["generated_token_ids"]) == 12 + len(
+        ours.tokenizer("Penguins. ", add_special_tokens=False)["input_ids"]
+    )
 
 
 def test_the_documentation_s_call(checkpoint: Path) -> None:

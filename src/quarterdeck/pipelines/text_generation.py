@@ -188,10 +188,8 @@ class TextGenerationPipeline:
         input_ids, mask = self._padded(encoded)
         arguments = dict(call.generate)
         if "generation_config" not in arguments:
-            arguments |= {
-                "generation_config": self._fitting(arguments, input_ids.shape[1]),
-                "use_model_defaults": False,
-            }
+            arguments["generation_config"] = self._fitting(arguments, input_ids.shape[1])
+            arguments.setdefault("use_model_defaults", False)  # they are in it already
         self._count_prefix(arguments, call)
         if arguments["generation_config"].stop_strings or arguments.get("stop_strings"):
             arguments.setdefault("tokenizer", self.tokenizer)
