@@ -158,7 +158,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "high_text": (_LLAMA | {"high_freq_factor": "4"}, r"high_freq_factor is '4', but must be a number"),
     "factors_count": (
         _LONG | {"short_factor": [1.0] * 3},
-        r"short_factor .*list of 4 numbers over 0.*not \[1.0, 1.0, 1.0\]",
+        r"short_factor .*4 numbers over 0.*not \[1.0, 1.0, 1.0\]",
     ),
     "factors_zero": (_LONG | {"long_factor": [0.0] * 4}, r"long_factor .*list of 4 numbers over 0"),
     "factors_number": (_LONG | {"long_factor": 2.0}, r"long_factor .*list of 4 numbers over 0"),

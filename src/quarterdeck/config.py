@@ -9,16 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Self
 
 import torch
 
-from quarterdeck.activations import ACTIVATIONS, Activation
+from quarterdeck.activations import Activation
+from quarterdeck.config_checks import RopeTableDtype, as_dtype, check_choices, check_numbers, check_sizes, one_dtype
 from quarterdeck.errors import CheckpointCorruptError, ConfigError, UnsupportedOptionError
 from quarterdeck.locate import HubOptions
 from quarterdeck.rope import rope_type, validate_rope
-
-RopeTableDtype = Literal["activation", "float32"]
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class CohereConfig:
         self.attention_dropout = attention_dropout
         self.use_qk_norm = use_qk_norm
         self.rope_table_dtype = rope_table_dtype
-        self.dtype = as_dtype(dtype if dtype is not None else torch_dtype)
+        self.dtype = one_dtype(dtype, torch_dtype)
         self._head_dim = head_dim
         self._attn_implementation = attn_implementation
         self._set_common(other)
@@ -137,8 +136,8 @@ class CohereConfig:
         self._name_or_path: str = str(other.pop("name_or_path", other.pop("_name_or_path", "")))
         other.pop("model_type", None)
         for key, value in other.items():
-            if isinstance(getattr(type(self), key, None), property):
-                raise ConfigError(f"{key} is derived from other fields and cannot be given")
+            if key in _PRIVATE or hasattr(type(self), key):
+                raise ConfigError(f"{key} is derived, or a name of CohereConfig itself, and cannot be a field; drop it")
             setattr(self, key, value)
 
     # -- derived values, in one place ------------------------------------------------------------------
@@ -146,7 +145,7 @@ class CohereConfig:
     @property
     def head_dim(self) -> int:
         """Width of one attention head: as given, else ``hidden_size // num_attention_heads``."""
-        return self._head_dim or self.hidden_size // self.num_attention_heads
+        return self.hidden_size // self.num_attention_heads if self._head_dim is None else self._head_dim
 
     @head_dim.setter
     def head_dim(self, value: int | None) -> None:
@@ -216,43 +215,10 @@ class CohereConfig:
 
     def validate(self) -> None:
         """Raise ConfigError if no model can be built from these values."""
-        for name in _POSITIVE_INTEGERS:
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name} is {value!r}, but must be a whole number of at least 1")
-        self._validate_heads()
-        self._validate_ranges()
+        check_sizes(self, derived=self._head_dim is None)
+        check_numbers(self)
+        check_choices(self)
         validate_rope(self)
-
-    def _validate_heads(self) -> None:
-        if self._head_dim is None and self.hidden_size % self.num_attention_heads:
-            raise ConfigError(
-                f"hidden_size ({self.hidden_size}) is not a multiple of num_attention_heads "
-                f"({self.num_attention_heads}); change one, or give head_dim"
-            )
-        if self.head_dim < 2 or self.head_dim % 2:
-            raise ConfigError(f"head_dim is {self.head_dim}, but rotary positions need an even number from 2 on")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ConfigError(
-                f"num_attention_heads ({self.num_attention_heads}) is not a multiple of num_key_value_heads "
-                f"({self.num_key_value_heads})"
-            )
-
-    def _validate_ranges(self) -> None:
-        if not 0.0 <= self.attention_dropout < 1.0:
-            raise ConfigError(f"attention_dropout is {self.attention_dropout!r}, but must be in 0 to below 1")
-        for name in ("layer_norm_eps", "rope_theta"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}, but must be over 0")
-        if self.pad_token_id is not None and not -1 <= self.pad_token_id < self.vocab_size:
-            raise ConfigError(f"pad_token_id is {self.pad_token_id}, outside of the vocabulary of {self.vocab_size}")
-        if isinstance(self.hidden_act, str) and self.hidden_act not in ACTIVATIONS:
-            raise ConfigError(f"hidden_act is {self.hidden_act!r}, but must be one of {', '.join(ACTIVATIONS)}")
-        if self.rope_table_dtype not in get_args(RopeTableDtype):
-            options = ", ".join(get_args(RopeTableDtype))
-            raise ConfigError(f"rope_table_dtype is {self.rope_table_dtype!r}, but must be one of {options}")
-        if getattr(self, "partial_rotary_factor", 1.0) != 1.0:
-            raise ConfigError("partial_rotary_factor: the Cohere architecture rotates whole heads; leave it out")
 
     # -- dictionaries and files ------------------------------------------------------------------------
 
@@ -314,7 +280,7 @@ class CohereConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, known and unknown, as plain values; the type of weights under ``dtype`` by name."""
-        fields = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        fields = {key: value for key, value in vars(self).items() if key not in _PRIVATE}
         fields = {key: value for key, value in fields.items() if (key, value) not in _NOT_WRITTEN}
         fields["model_type"] = self.model_type
         if self._head_dim is not None:
@@ -356,15 +322,7 @@ class CohereConfig:
         return f"{type(self).__name__} {json.dumps(self.to_dict(), indent=2, sort_keys=True, default=repr)}"
 
 
-_POSITIVE_INTEGERS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "max_position_embeddings",
-)
+_PRIVATE = ("_head_dim", "_attn_implementation", "_name_or_path")
 _SETTABLE_PROPERTIES = ("head_dim", "torch_dtype", "attn_implementation", "name_or_path", "model_max_length")
 # fields at a value that says nothing, left out of files
 _NOT_WRITTEN = (
@@ -375,16 +333,6 @@ _NOT_WRITTEN = (
     ("rope_table_dtype", "activation"),
     ("dtype", None),
 )
-
-
-def as_dtype(value: str | torch.dtype | None) -> torch.dtype | None:
-    """A floating ``torch.dtype`` from itself or its name (``"bfloat16"``, ``"torch.float16"``)."""
-    if value is None or isinstance(value, torch.dtype):
-        return value
-    found = getattr(torch, str(value).removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ConfigError(f"dtype is {value!r}, but must be a floating type such as float32, bfloat16 or float16")
-    return found
 
 
 def _rope_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:

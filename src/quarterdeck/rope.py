@@ -208,7 +208,8 @@ _POSITIVE = (
 )
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether this is a finite number, and no truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -216,9 +217,9 @@ def _validate_numbers(scaling: Mapping[str, Any]) -> None:
     for key, value in scaling.items():
         if value is None:
             continue
-        if key in _AT_LEAST and not (_is_number(value) and value >= _AT_LEAST[key]):
+        if key in _AT_LEAST and not (is_number(value) and value >= _AT_LEAST[key]):
             raise ConfigError(f"rope_scaling: {key} is {value!r}, but must be a number of at least {_AT_LEAST[key]:g}")
-        if key in _POSITIVE and not (_is_number(value) and value > 0):
+        if key in _POSITIVE and not (is_number(value) and value > 0):
             raise ConfigError(f"rope_scaling: {key} is {value!r}, but must be a number over 0")
         if key == "truncate" and not isinstance(value, bool):
             raise ConfigError(f"rope_scaling: truncate is {value!r}, but must be true or false")
@@ -248,13 +249,13 @@ def _validate_relations(config: RopeConfig, kind: str, scaling: Mapping[str, Any
 def _validate_longrope(config: RopeConfig, scaling: Mapping[str, Any]) -> None:
     for key in ("short_factor", "long_factor"):
         value, count = scaling[key], config.head_dim // 2
-        numbers = isinstance(value, list | tuple) and all(_is_number(item) and item > 0 for item in value)
+        numbers = isinstance(value, list | tuple) and all(is_number(item) and item > 0 for item in value)
         if not numbers or len(value) != count:
             raise ConfigError(
                 f"rope_scaling: {key} must be a list of {count} numbers over 0, one per channel pair, not {value!r}"
             )
     original = getattr(config, _ORIGINAL, None)
-    if original is not None and not (_is_number(original) and original >= 1):
+    if original is not None and not (is_number(original) and original >= 1):
         raise ConfigError(f"{_ORIGINAL} is {original!r}, but must be a number of at least 1")
     if scaling.get("factor") is None and scaling.get("attention_factor") is None and original is None:
         raise ConfigError("rope_scaling of type 'longrope' needs factor or attention_factor")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from quarterdeck.config import as_dtype
+from quarterdeck.config_checks import as_dtype
 from quarterdeck.errors import InputError, UnsupportedOptionError
 
 Dtype = str | torch.dtype | None
