@@ -109,7 +109,7 @@ def test_missing_padding_token(tiny: CohereTokenizerFast) -> None:
 
 @pytest.mark.parametrize("kind", ["np", "pt"])
 def test_ragged_rows_are_no_tensor(tiny: CohereTokenizerFast, kind: str) -> None:
-    with pytest.raises(TokenizerError, match=r"'input_ids' has rows of lengths 2, 4, .* padding=True"):
+    with pytest.raises(TokenizerError, match=r"'input_ids' has rows of lengths 2, 3, .* padding=True"):
         tiny(["a", "b c"], return_tensors=kind)
 
 

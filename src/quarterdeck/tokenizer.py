@@ -256,6 +256,8 @@ class CohereTokenizerFast(ChatTemplating):
         listed = {token.content: token for token in found.added_tokens.values()}
         for name in set(NAMED_TOKENS) & set(known):  # a name stands for the token with the properties listed
             known[name] = listed.get(str(known[name]), known[name])
+        if known.get(ADDITIONAL):
+            known[ADDITIONAL] = [listed.get(str(each), each) for each in known[ADDITIONAL]]
         known["tokenizer_file"] = found.tokenizer_file
         known["name_or_path"] = str(pretrained_model_name_or_path)
         return cls(**known, added_tokens_decoder=found.added_tokens, kept_options=kept)
