@@ -74,7 +74,15 @@ def test_one_device(checkpoint: Path, place: Any) -> None:
     assert load(checkpoint, device_map=place).device.type == "cpu"
 
 
-@pytest.mark.parametrize("place", ["auto", "balanced", "sequential", {"model": "cpu", "lm_head": "cpu"}, {"": "auto"}])
+def test_auto_is_the_only_accelerator_or_the_cpu(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.cuda.is_available():
+        assert load(checkpoint, device_map="auto").device.type == "cpu"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UnsupportedOptionError, match="device_map='auto' is refused"):
+        load(checkpoint, device_map="auto")
+
+
+@pytest.mark.parametrize("place", ["balanced", "sequential", {"model": "cpu", "lm_head": "cpu"}])
 def test_several_devices_are_refused(checkpoint: Path, place: Any) -> None:
     with pytest.raises(UnsupportedOptionError, match=r"device_map=.* is refused: models go to one device"):
         load(checkpoint, device_map=place)

@@ -88,6 +88,9 @@ def weights_dtype(dtype: Dtype, torch_dtype: Dtype) -> torch.dtype | Literal["au
 def device_of(device_map: DeviceMap) -> torch.device:
     """The one device that a device map names; torch's default device if it is None.
 
+    ``"auto"`` is the accelerator where there is one, and the CPU where there is none; with several it would spread
+    the model, which is refused.
+
     Raises:
         UnsupportedOptionError: the map spreads the model over several places.
         InputError: there is no such device.
@@ -95,6 +98,8 @@ def device_of(device_map: DeviceMap) -> torch.device:
     place: Any = device_map
     if isinstance(device_map, Mapping):
         place = device_map[""] if set(device_map) == {""} else None
+    if place == "auto" and torch.cuda.device_count() < 2:
+        place = "cuda" if torch.cuda.is_available() else "cpu"
     if place in _SPREADING or (place is None and device_map is not None):
         raise UnsupportedOptionError(
             f"device_map={device_map!r} is refused: models go to one device as a whole; give one such as 'cuda:0'"
