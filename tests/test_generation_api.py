@@ -288,6 +288,13 @@ def test_the_result_is_an_ordinary_tensor(model: CohereForCausalLM) -> None:
     model.zero_grad()
 
 
+def test_logits_that_are_kept_do_not_keep_those_of_the_prompt(model: CohereForCausalLM) -> None:
+    options: dict[str, Any] = {"return_dict_in_generate": True, "output_logits": True, "max_new_tokens": 2}
+    all_positions = model.generate(prompt(), logits_to_keep=0, **options)
+    assert all_positions.logits[0].untyped_storage().nbytes() == 2 * 50 * 4
+    torch.testing.assert_close(all_positions.logits, model.generate(prompt(), **options).logits)
+
+
 def test_prompts_of_the_dataclass() -> None:
     ids = torch.tensor([[1, 2], [3, 4]])
     twice = Prompt(ids, mask=torch.tensor([[0, 1], [1, 1]])).repeated(2)

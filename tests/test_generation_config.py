@@ -321,6 +321,13 @@ def test_from_a_model_configuration() -> None:
     assert GenerationConfig.from_model_config(CohereConfig(output_attentions=True)).return_dict_in_generate
 
 
+def test_temperature_zero_asks_for_greedy_whatever_the_model_prefers() -> None:
+    model = GenerationConfig(do_sample=True, temperature=0.3, top_k=5)
+    merged = GenerationConfig(temperature=0.0).with_defaults_of(model)
+    assert (merged.do_sample, merged.top_k) == (False, 5)
+    assert GenerationConfig(top_p=0.5).with_defaults_of(model).temperature == 0.3
+
+
 def test_equality_copy_and_text() -> None:
     config = GenerationConfig(top_k=3)
     assert copy.deepcopy(config) == config != GenerationConfig()

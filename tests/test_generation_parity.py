@@ -189,7 +189,7 @@ def test_right_padding_follows_transformers(pair: Pair) -> None:
 
 def test_no_prompt_begins_with_bos(pair: Pair) -> None:
     assert pair.check(max_new_tokens=6)[0, 0] == 5
-    pair.check(max_new_tokens=6, forced_bos_token_id=11, begin_suppress_tokens=list(range(20, 90)))
+    pair.check(max_new_tokens=6, forced_bos_token_id=11, begin_suppress_tokens=list(range(1, 90)))
     pair.check(max_new_tokens=4, attention_mask=torch.ones(3, 1, dtype=torch.int64))
 
 
@@ -203,7 +203,7 @@ def test_embeddings(pair: Pair, options: dict[str, Any]) -> None:
     with_ids = pair.check(ids, inputs_embeds=embeds, max_new_tokens=9, **options)
     assert with_ids[:, 9:].equal(new)
     pair.check(inputs_embeds=embeds, max_length=14, **options)
-    pair.check(inputs_embeds=embeds, max_length=14, min_length=13, eos_token_id=list(range(60)), **options)
+    pair.check(inputs_embeds=embeds, max_length=14, min_length=11, eos_token_id=list(range(97)), **options)
 
 
 def test_embeddings_of_padded_rows(pair: Pair) -> None:

@@ -89,6 +89,7 @@ def test_processor_equals_transformers(
     ids[:, -1] = ids[:, -5]  # so that some n-grams and sequences repeat
     ids[0, -2:] = torch.tensor([1, 2])
     ids[1, -1] = 5
+    ids[2] = 9
     before = scores.clone()
     ours = getattr(ours_processors, name)(*args)(ids, scores)
     assert torch.equal(scores, before)

@@ -91,6 +91,16 @@ def test_a_character_of_several_tokens_matches_when_it_is_whole() -> None:
     assert [bool(criterion(torch.tensor([row]))[0]) for row in rows] == [False, False, True]
 
 
+def test_a_space_that_the_tokenizer_drops_at_the_beginning() -> None:
+    class DropsFirstSpace:
+        def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+            return "".join(map(chr, token_ids)).removeprefix(" ")
+
+    criterion = StopStringCriteria(DropsFirstSpace(), " b")
+    assert criterion(torch.tensor([[*b"a b"]])).tolist() == [True]
+    assert criterion(torch.tensor([[*b"a b."]])).tolist() == [False]
+
+
 words_drawn = st.lists(st.sampled_from(WORDS[:-1]), min_size=1, max_size=14)
 
 

@@ -102,9 +102,8 @@ class StopStringCriteria(StoppingCriteria):
         self.stop_strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
         if not self.stop_strings or not all(self.stop_strings):
             raise InputError("stop_strings: give at least one string, and none that is empty")
-        # A token is at least one byte. Five more: the first character of the tail may be cut (up to 3 bytes),
-        # and the last token lies outside the string it completes.
-        self._tail = max(len(string.encode()) for string in self.stop_strings) + 5
+        # A token is at least one byte. One more, since some tokenizers drop a space at the very beginning.
+        self._tail = max(len(string.encode()) for string in self.stop_strings) + 1
 
     def __call__(self, input_ids: Tensor, scores: Scores = None) -> Tensor:
         """Which rows end with a token that completes a stop string, [B] bool."""
