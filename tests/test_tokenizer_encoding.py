@@ -130,6 +130,14 @@ def test_tensors(tiny: CohereTokenizerFast) -> None:
     assert isinstance(tiny.pad({"input_ids": np.array([[5, 6]])})["input_ids"], np.ndarray)
 
 
+@pytest.mark.parametrize("kind", ["np", "pt"])
+def test_nothing_is_a_tensor_of_integers(tiny: CohereTokenizerFast, kind: str) -> None:
+    for texts, shape in (([], (0,)), ("", (1, 0)), (["", ""], (2, 0))):
+        ids = tiny(texts, add_special_tokens=False, return_tensors=kind)["input_ids"]
+        assert tuple(ids.shape) == shape
+        assert "int64" in str(ids.dtype)
+
+
 def test_a_call_leaves_no_trace(tiny: CohereTokenizerFast, tmp_path: Path) -> None:
     """Padding and truncation of one call neither reach the next nor the saved file."""
     before = tiny.backend_tokenizer.to_str()

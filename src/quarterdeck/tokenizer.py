@@ -238,7 +238,8 @@ class CohereTokenizerFast(ChatTemplating):
             pretrained_model_name_or_path: ``"midshipman"`` (the embedded model), a folder, a hub id, or a
                 tokenizer.json.
             revision, token, subfolder, cache_dir, local_files_only, force_download: see `HubOptions`.
-            options: arguments of the constructor that replace what the files say.
+            options: arguments of the constructor that replace what the files say. ``use_fast`` and
+                ``trust_remote_code`` are accepted: there is one implementation, and no code is ever fetched.
 
         Raises:
             CheckpointNotFoundError: there is nothing under that name.

@@ -150,20 +150,10 @@ def set_prefix_space(backend: Tokenizer, wanted: bool | None) -> bool:
     return any(part.add_prefix_space for part in parts)
 
 
-def _parts(pre_tokenizer: Any) -> Iterable[Any]:
+def _parts(pre_tokenizer: Any) -> list[Any]:
     if isinstance(pre_tokenizer, pre_tokenizers.Sequence):
-        return [pre_tokenizer[i] for i in range(_length(pre_tokenizer))]
+        return list(pre_tokenizer)
     return [] if pre_tokenizer is None else [pre_tokenizer]
-
-
-def _length(sequence: Any) -> int:
-    count = 0
-    try:
-        while sequence[count] is not None:
-            count += 1
-    except IndexError:
-        pass
-    return count
 
 
 def around_token(name: str, text: str | None, index: int | None) -> NamedId:

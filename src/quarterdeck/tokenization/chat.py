@@ -97,7 +97,14 @@ class ChatTemplating(Decoder):
         Raises:
             ChatTemplateError: no such template, one that cannot be rendered, or options that exclude each other.
         """
-        _check_options(locals())
+        _check_options(
+            tokenize=tokenize,
+            return_dict=return_dict,
+            masks=return_assistant_tokens_mask,
+            continues=continue_final_message,
+            begins=add_generation_prompt,
+            variables=template_variables,
+        )
         source = self.get_chat_template(chat_template, tools)
         batched = _is_batch(conversation)
         variables = {
@@ -163,27 +170,23 @@ class ChatTemplating(Decoder):
         )
 
 
-def _check_options(given: Mapping[str, Any]) -> None:
-    """Refuses combinations that would be ignored.
+def _check_options(
+    *, tokenize: bool, return_dict: bool, masks: bool, continues: bool, begins: bool, variables: Mapping[str, Any]
+) -> None:
+    """Refuses combinations one half of which would be ignored.
 
     Raises:
         ChatTemplateError: naming both options.
     """
     contradictions = (
-        (given["return_dict"] and not given["tokenize"], "return_dict=True needs tokenize=True"),
+        (return_dict and not tokenize, "return_dict=True needs tokenize=True"),
+        (masks and not return_dict, "return_assistant_tokens_mask=True needs return_dict=True"),
         (
-            given["return_assistant_tokens_mask"] and not given["return_dict"],
-            "return_assistant_tokens_mask=True needs return_dict=True",
-        ),
-        (
-            given["continue_final_message"] and given["add_generation_prompt"],
+            continues and begins,
             "continue_final_message=True goes on with the last message, add_generation_prompt=True begins a new one",
         ),
-        (
-            given["continue_final_message"] and given["return_assistant_tokens_mask"],
-            "return_assistant_tokens_mask=True does not go with continue_final_message=True",
-        ),
-        ("messages" in given["template_variables"], "the conversation is 'messages' to the template already"),
+        (continues and masks, "return_assistant_tokens_mask=True does not go with continue_final_message=True"),
+        ("messages" in variables, "the conversation is 'messages' to the template already"),
     )
     for is_wrong, message in contradictions:
         if is_wrong:

@@ -33,9 +33,14 @@ def to_tensor(name: str, value: Any, tensor_type: TensorType) -> Any:
     """
     _refuse_ragged(name, value)
     try:
-        return _torch_tensor(value) if tensor_type == "pt" else np.asarray(value)
+        return _torch_tensor(value) if tensor_type == "pt" else _array(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TokenizerError(f"'{name}' cannot become a tensor: {error}; pass return_tensors=None") from error
+
+
+def _array(value: Any) -> Any:
+    array = np.asarray(value)
+    return array if array.size else array.astype(np.int64)  # of no numbers at all, not of no floats
 
 
 def _torch_tensor(value: Any) -> Any:
@@ -45,7 +50,8 @@ def _torch_tensor(value: Any) -> Any:
         return value
     if isinstance(value, list) and value and isinstance(value[0], np.ndarray):
         value = np.array(value)
-    return torch.as_tensor(value)
+    tensor = torch.as_tensor(value)
+    return tensor if tensor.numel() else tensor.long()
 
 
 def _refuse_ragged(name: str, value: Any) -> None:
