@@ -66,6 +66,7 @@ def render(
     multi_step: bool = True,
     add_generation_prompt: bool = True,
     now: datetime | None = None,
+    response_prefix: str = "",
 ) -> Prompt:
     """The prompt for a request.
 
@@ -78,6 +79,7 @@ def render(
         multi_step: with tools, let the model plan, call and reflect repeatedly; False: let it call once.
         add_generation_prompt: end with the opening of the assistant's turn.
         now: the date and time to tell the model, in ``multi_step`` without a system message.
+        response_prefix: how the answer begins; the model goes on from there.
 
     Raises:
         ChatError: something is malformed, or documents and tools are given both.
@@ -86,6 +88,8 @@ def render(
         raise ChatError(f"citation_mode is 'accurate', 'fast' or 'off', not {citation_mode!r}")
     if now is not None and not isinstance(now, datetime):
         raise ChatError(f"now is a datetime, not {now!r}")
+    if not isinstance(response_prefix, str) or (response_prefix and not add_generation_prompt):
+        raise ChatError(f"response_prefix={response_prefix!r} is a string, and needs add_generation_prompt=True")
     conversation = read_messages(messages)
     known_tools = read_tools(() if tools is None else tools)
     results = Results(conversation)
@@ -110,7 +114,7 @@ def render(
             fill(template_data("default")["prompt"], turns=spoken_turns(conversation, strip_first=False)),
         )
     if add_generation_prompt:
-        parts += fill(template_data("default")["generation_prompt"])
+        parts += [*fill(template_data("default")["generation_prompt"]), ("text", response_prefix)]
     whole = merged(parts)
     _check_encodable(whole)
     return Prompt(whole, format_, tuple(sources))
