@@ -275,3 +275,51 @@ def test_training_a_new_vocabulary(tiny_pair: Pair) -> None:
     assert ours.tokenize(text) == theirs.tokenize(text)
     assert ours.additional_special_tokens == theirs.additional_special_tokens == ["<N>"]
     assert ours.decode(ours.encode(text)) == f"<BOS_TOKEN>{text}"
+
+
+def test_rows_made_from_ids(tiny_pair: Pair) -> None:
+    ours, theirs = tiny_pair
+    a, b = (ours.encode(text, add_special_tokens=False) for text in (TEXTS[0], "a shorter second text"))
+    for texts, cut, length, side in itertools.product(
+        ((a,), (b, a), (a, b), (b, b)), (False, "only_first", "longest_first"), (18, 25), ("right", "left")
+    ):
+        ours.truncation_side = theirs.truncation_side = side
+        for remove in (0, 3, 8):
+            mine = ours.truncate_sequences(
+                *texts, num_tokens_to_remove=remove, truncation_strategy=cut or "do_not_truncate"
+            )
+            other = theirs.truncate_sequences(
+                *texts, num_tokens_to_remove=remove, truncation_strategy=cut or "do_not_truncate"
+            )
+            assert list(mine) == list(other)
+        if cut == "only_first" and sum(map(len, texts)) - length >= len(texts[0]) - 2:
+            continue  # too short to be cut: refused here, left too long by the peer
+        options = {"truncation": cut, "padding": "max_length", "max_length": length, "return_length": True}
+        if length == 25 and len(texts) == 1:
+            options |= {"return_overflowing_tokens": True, "stride": 2}
+        mine = ours.prepare_for_model(*texts, verbose=False, **options).data
+        assert mine == theirs.prepare_for_model(*texts, verbose=False, **options).data
+        plain = {
+            "truncation": cut,
+            "max_length": length,
+            "add_special_tokens": False,
+            "return_special_tokens_mask": True,
+        }
+        mine = ours.prepare_for_model(*texts, verbose=False, **plain).data
+        assert mine == theirs.prepare_for_model(*texts, verbose=False, **plain).data
+    ours.truncation_side = theirs.truncation_side = "right"
+
+
+def test_rows_made_from_ids_equal_rows_made_from_texts(tiny: CohereTokenizerFast) -> None:
+    texts = (TEXTS[0], "second")
+    ids = [tiny.encode(text, add_special_tokens=False) for text in texts]
+    options = {"return_token_type_ids": True, "return_special_tokens_mask": True, "padding": "max_length"}
+    for length in (5, 30, 90):
+        asked = {**options, "max_length": length, "truncation": "longest_first"}
+        assert tiny.prepare_for_model(*ids, **asked).data == tiny(*texts, **asked).data
+    with pytest.raises(ValueError, match="neither offsets nor words"):
+        tiny.prepare_for_model(*ids, return_offsets_mapping=True)
+    with pytest.raises(ValueError, match="9 tokens are to be cut from a text that has 2"):
+        tiny.truncate_sequences([1, 2], num_tokens_to_remove=9)
+    with pytest.raises(ValueError, match="there is none"):
+        tiny.truncate_sequences([1, 2], num_tokens_to_remove=1, truncation_strategy="only_second")

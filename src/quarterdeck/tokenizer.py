@@ -23,10 +23,11 @@ from quarterdeck.errors import TokenizerError, UnsupportedOptionError
 from quarterdeck.locate import HubOptions
 from quarterdeck.tokenization import backend as backends
 from quarterdeck.tokenization import files
-from quarterdeck.tokenization.chat import ChatTemplate, ChatTemplating
+from quarterdeck.tokenization.chat import ChatTemplate
 from quarterdeck.tokenization.encoding import BatchEncoding
 from quarterdeck.tokenization.incremental import IncrementalDecoder
 from quarterdeck.tokenization.special_tokens import ADDITIONAL, NAMED_TOKENS
+from quarterdeck.tokenization.surround import Surrounding
 from quarterdeck.tokenization.training import retrain
 from quarterdeck.tokenization.vocabulary import Token
 
@@ -38,7 +39,7 @@ _WITHOUT_EFFECT = ("use_fast", "trust_remote_code", "legacy", "_commit_hash", "_
 """Options of the same method elsewhere that there is nothing to choose about here."""
 
 
-class CohereTokenizerFast(ChatTemplating):
+class CohereTokenizerFast(Surrounding):
     """Tokenizer of Command-R, Command-R+, Aya 23 and Aya Expanse.
 
     Example: ``CohereTokenizerFast.from_pretrained("midshipman")("Hello")["input_ids"]``.
@@ -141,81 +142,6 @@ class CohereTokenizerFast(ChatTemplating):
             f"padding_side='{self.padding_side}', truncation_side='{self.truncation_side}', "
             f"special_tokens={self.special_tokens_map})"
         )
-
-    # ── what is put around a text ─────────────────────────────────────────────────────────────────────────────────
-
-    @property
-    def add_bos_token(self) -> bool:
-        """Whether ``bos_token`` is put before each text. Setting it takes effect at once."""
-        return self._add_bos_token
-
-    @add_bos_token.setter
-    def add_bos_token(self, value: bool) -> None:
-        self._add_bos_token = value
-        self.update_post_processor()
-
-    @property
-    def add_eos_token(self) -> bool:
-        """Whether ``eos_token`` is put after each text. Setting it takes effect at once."""
-        return self._add_eos_token
-
-    @add_eos_token.setter
-    def add_eos_token(self, value: bool) -> None:
-        self._add_eos_token = value
-        self.update_post_processor()
-
-    def update_post_processor(self) -> None:
-        """Makes encoding use the present ``bos_token`` and ``eos_token``; call it after setting one of these.
-
-        Raises:
-            TokenizerError: ``add_bos_token`` or ``add_eos_token`` is set and there is no such token.
-        """
-        begin = backends.around_token("bos_token", self.bos_token, self.bos_token_id) if self.add_bos_token else None
-        end = backends.around_token("eos_token", self.eos_token, self.eos_token_id) if self.add_eos_token else None
-        self._backend.post_processor = backends.post_processor(begin, end)
-
-    def build_inputs_with_special_tokens(
-        self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
-    ) -> list[int]:
-        """The ids of one text, or of two, with those of the tokens that are put around them."""
-        begin = [self.bos_token_id] if self.add_bos_token and self.bos_token_id is not None else []
-        end = [self.eos_token_id] if self.add_eos_token and self.eos_token_id is not None else []
-        texts = [token_ids_0] if token_ids_1 is None else [token_ids_0, token_ids_1]
-        return [index for ids in texts for index in (*begin, *ids, *end)]
-
-    def get_special_tokens_mask(
-        self,
-        token_ids_0: Sequence[int],
-        token_ids_1: Sequence[int] | None = None,
-        already_has_special_tokens: bool = False,
-    ) -> list[int]:
-        """1 for special tokens, 0 for the others.
-
-        Args:
-            token_ids_0: ids of a text; with ``already_has_special_tokens`` of a whole row.
-            token_ids_1: ids of a second text.
-            already_has_special_tokens: False: the mask of what `build_inputs_with_special_tokens` makes of the ids.
-                True: the mask of the ids as they are, 1 for every token that has a name.
-        """
-        if not already_has_special_tokens:
-            zeros = [[-1] * len(ids) for ids in (token_ids_0, token_ids_1) if ids is not None]
-            return [int(index >= 0) for index in self.build_inputs_with_special_tokens(*zeros)]
-        if token_ids_1 is not None:
-            raise TokenizerError("already_has_special_tokens=True means one row: give token_ids_0 only")
-        named = self._named_ids()
-        return [int(index in named) for index in token_ids_0]
-
-    def create_token_type_ids_from_sequences(
-        self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
-    ) -> list[int]:
-        """0 for the first text and 1 for the second; one more for ``cls_token`` and each ``sep_token`` if they are set.
-
-        ``bos_token`` and ``eos_token`` are not counted, as documented; encoding with ``return_token_type_ids=True``
-        does count them.
-        """
-        begin, between = int(self.cls_token_id is not None), int(self.sep_token_id is not None)
-        second = [] if token_ids_1 is None else [1] * (len(token_ids_1) + between)
-        return [0] * (begin + len(token_ids_0) + between) + second
 
     # ── files ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -5,8 +5,9 @@
     encoder         text to ids
     decoder         ids to text
     chat            conversations to prompts
-    (tokenizer)     CohereTokenizerFast: what is Cohere's own, and files
+    surround        what is put around texts
+    (tokenizer)     CohereTokenizerFast: construction and files
 
-Beside them: ``encoding`` (what encoding returns), ``options`` (what can be asked of it), ``padding``, ``tensors``,
-``incremental`` (decoding a stream), ``jinja`` (running templates), ``backend``, ``files`` and ``training``.
+Beside them: ``encoding`` (what encoding returns), ``options`` (what can be asked of it), ``padding``, ``truncation``,
+``tensors``, ``incremental`` (decoding a stream), ``jinja`` (running templates), ``backend``, ``files``, ``training``.
 """
