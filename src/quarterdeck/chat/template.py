@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from quarterdeck.chat.conversation import Results, document_sources, read_documents, read_messages, read_tools
 from quarterdeck.chat.encoding import encode_parts
-from quarterdeck.chat.messages import Message, Source, Tool
+from quarterdeck.chat.messages import Document, Message, Source, Tool
 from quarterdeck.chat.multi_step import multi_step_parts
 from quarterdeck.chat.parts import Part, fill, merged, template_data
 from quarterdeck.chat.tool_text import documents_text, tools_text, with_directly_answer
@@ -84,40 +84,50 @@ def render(
     Raises:
         ChatError: something is malformed, or documents and tools are given both.
     """
-    if citation_mode not in ("accurate", "fast", "off"):
-        raise ChatError(f"citation_mode is 'accurate', 'fast' or 'off', not {citation_mode!r}")
-    if now is not None and not isinstance(now, datetime):
-        raise ChatError(f"now is a datetime, not {now!r}")
-    if not isinstance(response_prefix, str) or (response_prefix and not add_generation_prompt):
-        raise ChatError(f"response_prefix={response_prefix!r} is a string, and needs add_generation_prompt=True")
+    _check_options(citation_mode, add_generation_prompt, now, response_prefix)
     conversation = read_messages(messages)
     known_tools = read_tools(() if tools is None else tools)
-    results = Results(conversation)
-    sources: list[Source] = []
-    format_: Format
-    if documents is not None:
-        if known_tools:
-            raise ChatError("documents and tools do not go together in one prompt: give one of the two")
-        sources = document_sources(read_documents(documents))
-        format_, parts = "rag", _rag(conversation, sources, citation_mode)
-    elif known_tools and multi_step:
-        format_, parts = "multi_step", multi_step_parts(conversation, known_tools, results, citation_mode, now)
-        sources = results.sources
-    elif conversation[-1].role == "tool":
-        sources = results.take(_of_last_exchange(conversation))
-        format_, parts = "rag", _rag(conversation, sources, citation_mode)
-    elif known_tools:
-        format_, parts = "tool_use", _tool_use(conversation, known_tools)
-    else:
-        format_, parts = (
-            "default",
-            fill(template_data("default")["prompt"], turns=spoken_turns(conversation, strip_first=False)),
-        )
+    known_documents = None if documents is None else read_documents(documents)
+    if known_documents is not None and known_tools:
+        raise ChatError("documents and tools do not go together in one prompt: give one of the two")
+    format_, parts, sources = _body(conversation, known_documents, known_tools, multi_step, citation_mode, now)
     if add_generation_prompt:
         parts += [*fill(template_data("default")["generation_prompt"]), ("text", response_prefix)]
     whole = merged(parts)
     _check_encodable(whole)
     return Prompt(whole, format_, tuple(sources))
+
+
+def _check_options(citation_mode: Any, add_generation_prompt: bool, now: Any, response_prefix: Any) -> None:
+    if citation_mode not in ("accurate", "fast", "off"):
+        raise ChatError(f"citation_mode is 'accurate', 'fast' or 'off', not {citation_mode!r}")
+    if now is not None and not isinstance(now, datetime):
+        raise ChatError(f"now is a datetime, not {now!r}")
+    if not isinstance(response_prefix, str) or (response_prefix and not add_generation_prompt):
+        raise ChatError(f"response_prefix is a string and needs add_generation_prompt=True, not {response_prefix!r}")
+
+
+def _body(
+    messages: Sequence[Message],
+    documents: Sequence[Document] | None,
+    tools: Sequence[Tool],
+    multi_step: bool,
+    citation_mode: str,
+    now: datetime | None,
+) -> tuple[Format, list[Part], list[Source]]:
+    """The format that a request calls for, all of its prompt but the opening of the next turn, and its sources."""
+    results = Results(messages)
+    if documents is not None:
+        sources = document_sources(documents)
+        return "rag", _rag(messages, sources, citation_mode), sources
+    if tools and multi_step:
+        return "multi_step", multi_step_parts(messages, tools, results, citation_mode, now), results.sources
+    if messages[-1].role == "tool":
+        sources = results.take(_of_last_exchange(messages))
+        return "rag", _rag(messages, sources, citation_mode), sources
+    if tools:
+        return "tool_use", _tool_use(messages, tools), []
+    return "default", fill(template_data("default")["prompt"], turns=spoken_turns(messages, strip_first=False)), []
 
 
 def _rag(messages: Sequence[Message], sources: Iterable[Source], citation_mode: str) -> list[Part]:
