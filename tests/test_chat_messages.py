@@ -142,6 +142,7 @@ def test_results_of_cohere_v1_find_their_calls() -> None:
         ({"role": "assistant", "tool_calls": [{"id": "c"}]}, "name"),
         ({"role": "assistant", "tool_calls": [{"id": 3, "name": "f"}]}, "id"),
         ({"role": "assistant", "tool_calls": ["f"]}, "dictionary"),
+        ({"role": "assistant", "tool_calls": [{"id": "c", "name": "f", "args": {}}]}, "args"),
         ({"role": "assistant", "tool_calls": [{"id": "c", "name": "f", "arguments": [1]}]}, "arguments"),
         ({"role": "assistant", "tool_plan": 3}, "tool_plan"),
         ({"role": "assistant", "content": "x", "citations": [{"start": 0}]}, "citation"),

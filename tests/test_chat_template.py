@@ -9,6 +9,8 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from chat_support import SEARCH, SEARCH_SCHEMA, tiny_tokenizer
 from quarterdeck.chat.families import builtin_templates, family_of
@@ -311,6 +313,50 @@ def test_an_answer_can_be_begun_for_the_model() -> None:
     for options in ({"response_prefix": "x", "add_generation_prompt": False}, {"response_prefix": None}):
         with pytest.raises(ChatError, match="response_prefix"):
             render([QUESTION], **options)  # type: ignore[arg-type]
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+KEYS = st.text(max_size=4) | st.sampled_from(
+    "role content message tool_calls tool_plan tool_call_id tool_results citations id type text document data name "
+    "function arguments parameters parameter_definitions properties required description call outputs".split()
+)
+VALUES = SCALARS | st.sampled_from(
+    "user USER assistant tool system function object string text document str c1".split()
+)
+ANYTHING = st.recursive(
+    VALUES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12
+)
+TURNS = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool", "Chatbot"])},
+    optional={
+        "content": ANYTHING,
+        "message": ANYTHING,
+        "tool_calls": ANYTHING
+        | st.lists(st.fixed_dictionaries({"id": st.just("c1"), "name": VALUES, "parameters": ANYTHING})),
+        "tool_call_id": st.just("c1") | ANYTHING,
+        "tool_results": ANYTHING,
+        "citations": ANYTHING,
+    },
+)
+TOOLS = st.fixed_dictionaries(
+    {"name": st.just("f") | ANYTHING}, optional={"parameters": ANYTHING, "parameter_definitions": ANYTHING}
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(TURNS | ANYTHING, max_size=4) | ANYTHING,
+    st.none() | st.lists(ANYTHING, max_size=3) | ANYTHING,
+    st.none() | st.lists(TOOLS | ANYTHING, max_size=2) | ANYTHING,
+    st.booleans(),
+)
+def test_whatever_is_given_is_rendered_or_refused(messages: Any, documents: Any, tools: Any, multi_step: bool) -> None:
+    try:
+        prompt = render(messages, documents=documents, tools=tools, multi_step=multi_step)
+    except ChatError:
+        return
+    assert prompt.text.startswith("<BOS_TOKEN>")
+    assert prompt.token_ids(tiny_tokenizer())
 
 
 # ── around it ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -11,6 +11,8 @@ from quarterdeck.chat import functions, schema
 from quarterdeck.chat.json_text import check_writable, compact, kind, parse_json, parse_object, shown
 from quarterdeck.errors import ChatError
 
+_CALL_KEYS = frozenset("id type index function name arguments parameters".split())
+
 _ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -138,6 +140,9 @@ class ToolCall:
             raise ChatError(f"a tool call is a dictionary, not {kind(given)}: {shown(given)}")
         inner = given.get("function")
         fields = inner if isinstance(inner, Mapping) else given
+        unknown = {*given, *fields} - _CALL_KEYS
+        if unknown:
+            raise ChatError(f"a tool call has no {', '.join(map(str, unknown))}: {shown(dict(given))}")
         name, arguments = fields.get("name"), fields.get("arguments", fields.get("parameters"))
         if not isinstance(name, str) or not name:
             raise ChatError(f"a tool call has a name: {shown(given)}")
