@@ -203,7 +203,7 @@ def test_embeddings(pair: Pair, options: dict[str, Any]) -> None:
     with_ids = pair.check(ids, inputs_embeds=embeds, max_new_tokens=9, **options)
     assert with_ids[:, 9:].equal(new)
     pair.check(inputs_embeds=embeds, max_length=14, **options)
-    pair.check(inputs_embeds=embeds, max_length=14, min_length=11, eos_token_id=list(range(97)), **options)
+    pair.check(inputs_embeds=embeds, max_length=14, min_length=11, eos_token_id=list(range(1, 97)), **options)
 
 
 def test_embeddings_of_padded_rows(pair: Pair) -> None:
