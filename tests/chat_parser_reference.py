@@ -156,6 +156,9 @@ ANY_TEXT = st.one_of(
     texts(MARKERS, TAGS, NEAR_TAGS, SPACES, WORDS, JSON),
     texts(MARKERS, TAGS, SPACES, WORDS),
     texts(TAGS, NEAR_TAGS, SPACES).map("Grounded answer:".__add__),
+    st.lists(
+        st.sampled_from(["<co: 0>", "<co: 1>", "</co: 1>", "</co>", "<co>", " ", "a"]), min_size=8, max_size=24
+    ).map("".join),
     texts(JSON, SPACES, size=24).map("Action:".__add__),
 )
 

@@ -39,6 +39,7 @@ def calls(action: str, format: str = "tool_use") -> list[tuple[str, str]]:
         ('[{"tool_name": "f", "parameters": "{\\"a\\": 1}"}]', [("f", "{}")]),
         ('[{"tool_name": 1, "parameters": {}}, {"parameters": {"a": 1}}, {}, {"tool_name": "g"}]', [("g", "{}")]),
         ('[{"x": {"tool_name": "h"}, "tool_name": "f", "y": "tool_name", "parameters": {"b": 2}}]', [("f", '{"b":2}')]),
+        ('[{"tool_name": "f", "tool_name": "g", "parameters": {"a": 1}, "parameters": {"b": 2}}]', [("f", '{"a":1}')]),
         ('[{"parameters": {"tool_name": "h"}, "tool_name": "f"}]', [("f", '{"tool_name":"h"}')]),
         ('[1, "{", [{"tool_name": "h"}], null, "`", {"tool_name": "g"}]', [("g", "{}")]),
         ('[{"tool_name": "f" "parameters": {"a": 1}} {"tool_name": "g"}]', [("f", '{"a":1}'), ("g", "{}")]),
@@ -130,7 +131,7 @@ def test_what_was_mended_is_reported(action, problem) -> None:
     assert parse('Action: [{"tool_name": "f"}]', "tool_use").problems == ()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data(), st.lists(st.tuples(st.text(), json_objects), max_size=3), st.booleans())
 def test_any_list_of_calls_in_any_spacing(data, wanted, name_first) -> None:
     keys = ["tool_name", "parameters"] if name_first else ["parameters", "tool_name"]
@@ -153,7 +154,7 @@ def test_the_arguments_of_a_cut_off_call_begin_those_of_the_whole(data, value) -
         assert call.arguments == re.sub(r'("(?:[^"\\]|\\.)*"?)|\s+', r"\1", body[:end])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(texts(JSON, SPACES, WORDS, size=24))
 def test_calls_start_get_their_arguments_and_end(text) -> None:
     """Whatever was written: calls come one after the other, each with a start, arguments and one end."""
@@ -173,6 +174,7 @@ def test_pieces_of_valid_json_join_to_the_same_value(text, value) -> None:
         return "".join(piece.text for piece in JsonSplitter().feed(text))
 
     assert json.loads(joined(json.dumps(value, indent=3))) == value
+    text = re.sub(r"\s", " ", text)  # between tokens any white space will do for us, not only JSON's four
     try:
         json.loads(text, strict=False)
     except ValueError:
