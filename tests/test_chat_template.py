@@ -343,7 +343,7 @@ TOOLS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(TURNS | ANYTHING, max_size=4) | ANYTHING,
     st.none() | st.lists(ANYTHING, max_size=3) | ANYTHING,

@@ -19,7 +19,7 @@ from quarterdeck.errors import ChatError
 from quarterdeck.tokenization import jinja
 from quarterdeck.tokenizer import CohereTokenizerFast
 
-ROUNDS = 150
+ROUNDS = 100
 
 # vectors in which the published template loses or garbles something, and what the contract says instead
 DIFFERENT_ON_PURPOSE = {
