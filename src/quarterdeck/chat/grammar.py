@@ -1,0 +1,252 @@
+"""What a model may write: tool calls that fit their schemas, JSON, answers that cite only documents that exist.
+
+    grammar = tool_calls_grammar(tools, tool_choice="required", format="multi_step")
+    grammar.text        # start: ...      in the notation of `llguidance`
+
+A `Grammar` is only text. `quarterdeck.chat.grammar_matcher` makes of it, with a tokenizer, the set of tokens that may
+come next. Control tokens are no text: none is ever in that set but the one that ends the turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from quarterdeck.chat.grammar_rules import Literal as Fixed
+from quarterdeck.chat.grammar_rules import Ref, Repeat, Rules, Symbol, Terminal
+from quarterdeck.chat.grammar_schema import SchemaRules, after_colon, gap, json_text
+from quarterdeck.chat.messages import Tool
+from quarterdeck.chat.parts import template_data
+from quarterdeck.chat.schema_check import Schema
+from quarterdeck.chat.sections import MARKERS, Section
+from quarterdeck.chat.tool_text import with_directly_answer
+from quarterdeck.errors import ChatError
+
+CallFormat = Literal["multi_step", "tool_use"]
+CitationMode = Literal["accurate", "fast", "off"]
+
+_MOST_CALLS = 16
+_LONGEST_PLAN = 2000
+_MOST_NUMBERS = 16
+_ANY_TEXT = "/(?s:.*)/"
+_NO_TAGS = r"~/(?s:.*)<\/?co[:>](?s:.*)/"
+_FENCE = "```json\n"
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A grammar in the notation of `llguidance`, and in words what it describes (for messages)."""
+
+    text: str
+    what: str
+
+
+# ── JSON ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def json_grammar(schema: Schema | None = None) -> Grammar:
+    """JSON that satisfies a schema; without one, any JSON object.
+
+    Example: ``json_grammar({"type": "object", "properties": {"age": {"type": "integer", "minimum": 0}}})``.
+
+    Raises:
+        ChatError: the schema has a keyword that a grammar cannot enforce, or nothing satisfies it.
+    """
+    what = "the schema of response_format"
+    rules = Rules()
+    any_object = {"type": "object", "additionalProperties": True}
+    value = SchemaRules(rules, any_object if schema is None else schema, what)
+    found = value.add(any_object if schema is None else schema)
+    return _finished(rules, [[found]], what)
+
+
+# ── tool calls ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def tool_calls_grammar(
+    tools: Iterable[Any],
+    *,
+    tool_choice: str | None = None,
+    format: CallFormat = "multi_step",
+    directly_answer: bool = True,
+    max_calls: int | None = None,
+) -> Grammar:
+    """The list of calls that follows ``Action:``, and what may stand before it or in its place.
+
+    ``multi_step`` lets a plan or reflection go before the list. Without a choice, any text without ``Action:`` may
+    stand in place of all: that is how a model answers. ``tool_use`` is the list alone; without a choice and without
+    ``directly_answer``, text may stand in its place.
+
+    Args:
+        tools: whatever `Tool.of` reads.
+        tool_choice: ``"required"`` (in any case): one call at least; a tool's name: calls of that tool alone, one at
+            least; None: the model decides.
+        format: of the prompt.
+        directly_answer: whether the model may call ``directly_answer``. Where a call is forced it may not.
+        max_calls: calls in one list at most; None is 16.
+
+    Raises:
+        ChatError: there are no tools, the choice is none of them, a schema has a keyword that a grammar cannot
+            enforce, or nothing satisfies it.
+    """
+    given = [Tool.of(tool) for tool in tools]
+    chosen = _chosen(given, tool_choice)
+    is_forced = tool_choice is not None
+    if format not in ("multi_step", "tool_use"):
+        raise ChatError(f"the format of a prompt with tools is multi_step or tool_use, not {format!r}")
+    most = _MOST_CALLS if max_calls is None else max_calls
+    if most < 1:
+        raise ChatError(f"max_calls is {most}; a list of calls has one at least")
+    if directly_answer and not is_forced:
+        chosen = with_directly_answer(chosen, first=format == "multi_step")
+    rules = Rules()
+    calls = _calls(rules, chosen, most)
+    starts: list[list[Symbol]] = [[Terminal(start), calls, Fixed("\n```")] for start in _starts(format, is_forced)]
+    if not is_forced and (format == "multi_step" or not directly_answer):
+        starts.append([Terminal(f"{_ANY_TEXT} & ~{_beginning_with([Section.ACTION])}")])
+    return _finished(rules, starts, "the grammar of tool calls")
+
+
+def _chosen(tools: list[Tool], choice: str | None) -> list[Tool]:
+    names = [tool.name for tool in tools]
+    if not tools:
+        raise ChatError("a grammar of tool calls needs tools")
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise ChatError(f"the names of tools are unique; {twice[0]} is there {names.count(twice[0])} times")
+    if choice is None or (isinstance(choice, str) and choice.lower() == "required"):
+        own = template_data("tool_use")["directly_answer"]["name"]
+        return tools if choice is None else [tool for tool in tools if tool.name != own] or tools
+    if choice not in names:
+        known = ", ".join(names)
+        raise ChatError(f"tool_choice is 'required' or one of {known}, not {choice!r}; 'none' needs no grammar")
+    return [tool for tool in tools if tool.name == choice]
+
+
+def _starts(format: CallFormat, is_forced: bool) -> list[str]:
+    """What can go before the list, each one terminal: its end is found by the text that ends it."""
+    opening = rf"\n?{Section.ACTION.value}[ \n]{_regex(_FENCE)}"
+    if format == "tool_use":
+        return [f"/{opening}/"]
+    length = f"{{0,{_LONGEST_PLAN}}}" if is_forced else "*"
+    action = rf"/\n{Section.ACTION.value}[ \n]{_regex(_FENCE)}/"
+    return [f"/{opening}/", f"{_plan(length)} {action}"]
+
+
+def _plan(length: str) -> str:
+    """A plan or reflection up to its last line break, in which no other section begins."""
+    body = f"(/(?s:.){length}/ & ~{_inside_lines(MARKERS['multi_step'])})"
+    return rf"/\n?({Section.PLAN.value}|{Section.REFLECTION.value})/ {body}"
+
+
+def _calls(rules: Rules, tools: Sequence[Tool], most: int) -> Ref:
+    call = Ref(rules.fresh("call"))
+    for tool in tools:
+        what = f"the parameters of the tool {tool.name}"
+        parameters = {**tool.parameters, "type": "object"}
+        value = SchemaRules(rules, parameters, what).add(parameters)
+        if not rules.is_satisfiable(value):
+            raise ChatError(f"nothing satisfies {what}: leave the tool out, or mend its schema")
+        name: list[Symbol] = [Fixed('"tool_name":'), after_colon(rules), Fixed(json_text(tool.name, what))]
+        arguments: list[Symbol] = [Fixed('"parameters":'), after_colon(rules), value]
+        members: list[Symbol] = [*name, Fixed(","), gap(rules), *arguments]
+        rules.add(call.name, [Fixed("{"), gap(rules), *members, gap(rules), Fixed("}")])
+    more = Repeat((Fixed(","), gap(rules), call), 0, most - 1)
+    return rules.add(rules.fresh("calls"), [Fixed("["), gap(rules), call, more, gap(rules), Fixed("]")])
+
+
+# ── cited answers ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def cited_answer_grammar(
+    document_numbers: Iterable[int],
+    citation_mode: CitationMode = "accurate",
+    format: Literal["rag", "multi_step"] = "rag",
+) -> Grammar:
+    """The sections of a grounded answer; documents in them, and citations, are those that exist.
+
+    Citations are closed, cover text and do not nest; text holds no other citation tags. In ``multi_step`` a plan or
+    reflection may go before. With ``off`` the answer is ``Answer:`` and text alone.
+
+    Args:
+        document_numbers: of the documents in the prompt (`Source.index`).
+        citation_mode: of the prompt.
+        format: of the prompt.
+
+    Raises:
+        ChatError: a number is negative, or the mode or the format is none of those that exist.
+    """
+    numbers = sorted(set(document_numbers))
+    if any(number < 0 for number in numbers):
+        raise ChatError(f"the number of a document is 0 or more, not {numbers[0]}")
+    if citation_mode not in ("accurate", "fast", "off"):
+        raise ChatError(f"the citation mode is one of accurate, fast, off, not {citation_mode!r}")
+    if format not in ("rag", "multi_step"):
+        raise ChatError(f"the format of a prompt with documents is rag or multi_step, not {format!r}")
+    parts = [Section.ANSWER] if citation_mode == "off" else [Section.RELEVANT_DOCUMENTS, Section.CITED_DOCUMENTS]
+    first = _regex(parts[0].value + " ")
+    rules = Rules()
+    before: list[list[Symbol]] = [[Terminal(f"/{first}/")]]
+    if format == "multi_step":
+        before.append([Terminal(rf"{_plan('*')} /\n{first}/")])
+    answer = _answer(rules, numbers, citation_mode)
+    return _finished(rules, [[*start, answer] for start in before], "the grammar of cited answers")
+
+
+def _answer(rules: Rules, numbers: list[int], citation_mode: CitationMode) -> Ref:
+    """All that follows the first marker."""
+    text = Terminal(f"{_ANY_TEXT} & {_NO_TAGS}")
+    if citation_mode == "off":
+        return rules.add("answer", [text])
+    listed = [Terminal(f"/{_numbers(numbers, ', ?')}/")] if numbers else []
+    documents = rules.add("documents", [Fixed("None")], *([listed] if listed else []))
+    marker = f"\n{Section.GROUNDED_ANSWER.value} "
+    between: Symbol = Fixed(marker)
+    if citation_mode == "accurate":
+        body = f"({_ANY_TEXT} & ~{_inside_lines([Section.GROUNDED_ANSWER])} & {_NO_TAGS})"
+        between = Terminal(rf"/\n{Section.ANSWER.value} / {body} /{_regex(marker)}/")
+    cited = Fixed(f"\n{Section.CITED_DOCUMENTS.value} ")
+    grounded = rules.add("grounded", [*_citations(numbers), text])
+    return rules.add("answer", [documents, cited, documents, between, grounded])
+
+
+def _citations(numbers: list[int]) -> list[Symbol]:
+    """Text up to an opening tag, text up to a closing tag, any number of times."""
+    if not numbers:
+        return []
+    within = _numbers(numbers, ",")
+    opening = Terminal(f"({_ANY_TEXT} & {_NO_TAGS}) /<co: {within}>/")
+    closing = Terminal(rf"(/(?s:.*)\S(?s:.*)/ & {_NO_TAGS}) /<\/co: {within}>/")
+    return [Repeat((opening, closing))]
+
+
+def _numbers(numbers: list[int], comma: str) -> str:
+    one = f"({'|'.join(map(str, numbers))})"
+    return f"{one}({comma}{one}){{0,{min(len(numbers), _MOST_NUMBERS) - 1}}}"
+
+
+# ── pieces ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _finished(rules: Rules, starts: list[list[Symbol]], what: str) -> Grammar:
+    rules.add("begin", *starts)
+    text = rules.text("begin")
+    if text is None:
+        raise ChatError(f"nothing satisfies {what}")
+    return Grammar(text, what)
+
+
+def _inside_lines(sections: Iterable[Section]) -> str:
+    """Texts in which a section begins on a line that is not the first."""
+    return rf"/(?s:.*)\n({'|'.join(_regex(section.value) for section in sections)})(?s:.*)/"
+
+
+def _beginning_with(sections: Iterable[Section]) -> str:
+    """Texts in which a section begins on any line, or after white space at the start."""
+    return rf"/(\s*|(?s:.*)\n)({'|'.join(_regex(section.value) for section in sections)})(?s:.*)/"
+
+
+def _regex(text: str) -> str:
+    """A text as a regular expression in Lark's slashes; only markers and fences, which have nothing to escape."""
+    return text.replace("\n", r"\n")
