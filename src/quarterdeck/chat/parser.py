@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Literal, Protocol
+from typing import Protocol, get_args
 
 from quarterdeck.chat.citations import CitedText, Report, numbers_in, resolver
 from quarterdeck.chat.messages import (
@@ -31,14 +31,10 @@ from quarterdeck.chat.messages import (
     ToolCallStart,
 )
 from quarterdeck.chat.sections import MARKERS, Section, SectionSplitter
+from quarterdeck.chat.template import CitationMode, Format
 from quarterdeck.chat.tool_calls import ActionReader
 from quarterdeck.chat.trimming import Trimmer
 from quarterdeck.errors import ChatError
-
-Format = Literal["default", "rag", "tool_use", "multi_step"]
-CitationMode = Literal["accurate", "fast", "off"]
-
-CITATION_MODES = ("accurate", "fast", "off")
 
 
 @dataclass(frozen=True)
@@ -88,8 +84,8 @@ class Parser:
     ) -> None:
         if format not in MARKERS:
             raise ChatError(f"the format of a prompt is one of {', '.join(MARKERS)}, not {format!r}")
-        if citation_mode not in CITATION_MODES:
-            raise ChatError(f"the citation mode is one of {', '.join(CITATION_MODES)}, not {citation_mode!r}")
+        if citation_mode not in get_args(CitationMode):
+            raise ChatError(f"the citation mode is one of {', '.join(get_args(CitationMode))}, not {citation_mode!r}")
         self._splitter = SectionSplitter(MARKERS[format])
         self._has_markup = format in ("rag", "multi_step")
         self._resolve = None if citation_mode == "off" else resolver(sources)
@@ -118,6 +114,11 @@ class Parser:
         self._closed = True
         events = [event for item in self._splitter.close() for event in self._read(item)]
         return self._collect(events + self._reader.close())
+
+    @property
+    def is_complete(self) -> bool:
+        """The list of tool calls has ended; nothing that follows counts, so the model may be stopped."""
+        return isinstance(self._reader, ActionReader) and self._reader.is_complete
 
     @property
     def parsed(self) -> Parsed:
