@@ -51,7 +51,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "gelu": {"hidden_act": "gelu"},
     "head_dim_larger": {"head_dim": 16},
     "head_dim_smaller_gqa": {"head_dim": 6, "num_key_value_heads": 2},
-    "eps": {"layer_norm_eps": 0.1},
+    "eps": {"layer_norm_eps": 0.1, "use_qk_norm": True},
     "theta": {"rope_theta": 75_000_000.0},
     "scale_above_one": {"logit_scale": 5 / 6 * 10},
     "one_layer": {"num_hidden_layers": 1},

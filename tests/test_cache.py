@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -55,9 +55,9 @@ steps = st.lists(
 
 def block(rows: int, length: int, start: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Keys that are all different, so that none can stand in for another."""
-    return torch.randn(rows, G, length, D, generator=torch.Generator().manual_seed(1000 * rows + length + start)).to(
-        dtype
-    )
+    return torch.randn(
+        rows, G, length, D, generator=torch.Generator().manual_seed(10_000 * rows + 100 * length + start)
+    ).to(dtype)
 
 
 class Naive:
@@ -190,6 +190,8 @@ def test_legacy_form() -> None:
 
 
 @given(script=steps)
+@example(script=[("crop", 1), ("append", 1)])
+@example(script=[("append", 2), ("crop", -4), ("append", 2), ("append", 1)])
 @settings(max_examples=50, deadline=None)
 def test_dynamic_never_writes_into_what_it_was_given(script: list[tuple[str, Any]]) -> None:
     cache = DynamicCache()
