@@ -1,6 +1,26 @@
 """Chat: conversations, documents and tools to prompts, and a model's text to answers. Never imports torch."""
 
+from quarterdeck.chat.answering import Generate, TextStream, answer, stream_answer
 from quarterdeck.chat.messages import Citation, Document, Message, Source, Tool, ToolCall, Usage
+from quarterdeck.chat.response import ChatResponse, TokenLogprob
+from quarterdeck.chat.sampling import SamplingParams
 from quarterdeck.chat.template import Prompt, render
 
-__all__ = ["Citation", "Document", "Message", "Prompt", "Source", "Tool", "ToolCall", "Usage", "render"]
+__all__ = [
+    "ChatResponse",
+    "Citation",
+    "Document",
+    "Generate",
+    "Message",
+    "Prompt",
+    "SamplingParams",
+    "Source",
+    "TextStream",
+    "TokenLogprob",
+    "Tool",
+    "ToolCall",
+    "Usage",
+    "answer",
+    "render",
+    "stream_answer",
+]

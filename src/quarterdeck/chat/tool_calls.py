@@ -233,6 +233,11 @@ class ActionReader:
                     break
         return events
 
+    @property
+    def is_complete(self) -> bool:
+        """The list has ended; nothing that follows counts."""
+        return self._done
+
     def close(self) -> list[Event]:
         """The end of a call that the text did not finish."""
         if self._done:
