@@ -78,7 +78,8 @@ def _linear(config: RopeConfig, scaling: Mapping[str, Any], length: int | None) 
 def _dynamic(config: RopeConfig, scaling: Mapping[str, Any], length: int | None) -> Frequencies:
     """NTK-aware scaling whose base grows with the length beyond ``max_position_embeddings``."""
     dim, trained, factor = config.head_dim, config.max_position_embeddings, scaling["factor"]
-    length = max(length or trained, trained)
+    if length is None or length <= trained:
+        return Frequencies(_unscaled(config.rope_theta, dim))
     # float32, as the reference computes it: the base of a long sequence differs in its last bits otherwise
     ratio = torch.tensor(factor * length / trained, dtype=torch.float32, device="cpu") - (factor - 1)
     theta = float(config.rope_theta * float(ratio) ** (dim / (dim - 2)))
