@@ -16,6 +16,7 @@ from typing import Any, Literal
 from quarterdeck.chat.grammar_rules import Literal as Fixed
 from quarterdeck.chat.grammar_rules import Ref, Repeat, Rules, Symbol, Terminal
 from quarterdeck.chat.grammar_schema import SchemaRules, after_colon, gap, json_text
+from quarterdeck.chat.grammar_text import WHITE_SPACE, Characters, tag, visible
 from quarterdeck.chat.messages import Tool
 from quarterdeck.chat.parts import template_data
 from quarterdeck.chat.schema_check import Schema
@@ -27,10 +28,9 @@ CallFormat = Literal["multi_step", "tool_use"]
 CitationMode = Literal["accurate", "fast", "off"]
 
 _MOST_CALLS = 16
-_LONGEST_PLAN = 2000
+_MOST_LINES = 8
+_LONGEST_LINE = 800
 _MOST_NUMBERS = 16
-_ANY_TEXT = "/(?s:.*)/"
-_NO_TAGS = r"~/(?s:.*)<\/?co[:>](?s:.*)/"
 _FENCE = "```json\n"
 
 
@@ -102,9 +102,9 @@ def tool_calls_grammar(
         chosen = with_directly_answer(chosen, first=format == "multi_step")
     rules = Rules()
     calls = _calls(rules, chosen, most)
-    starts: list[list[Symbol]] = [[Terminal(start), calls, Fixed("\n```")] for start in _starts(format, is_forced)]
+    starts = [[*start, calls, Fixed("\n```")] for start in _starts(format, is_forced)]
     if not is_forced and (format == "multi_step" or not directly_answer):
-        starts.append([Terminal(f"{_ANY_TEXT} & ~{_beginning_with([Section.ACTION])}")])
+        starts.append([Terminal(f"/{_text_without_calls()}/")])
     return _finished(rules, starts, "the grammar of tool calls")
 
 
@@ -124,20 +124,31 @@ def _chosen(tools: list[Tool], choice: str | None) -> list[Tool]:
     return [tool for tool in tools if tool.name == choice]
 
 
-def _starts(format: CallFormat, is_forced: bool) -> list[str]:
-    """What can go before the list, each one terminal: its end is found by the text that ends it."""
-    opening = rf"\n?{Section.ACTION.value}[ \n]{_regex(_FENCE)}"
-    if format == "tool_use":
-        return [f"/{opening}/"]
-    length = f"{{0,{_LONGEST_PLAN}}}" if is_forced else "*"
-    action = rf"/\n{Section.ACTION.value}[ \n]{_regex(_FENCE)}/"
-    return [f"/{opening}/", f"{_plan(length)} {action}"]
+def _starts(format: CallFormat, is_forced: bool) -> list[list[Symbol]]:
+    """What can go before the list.
+
+    A plan before a list that must follow is bounded. Where text may stand in place of all, plan and marker are one
+    terminal: terminals are as long as they can be, so a plan's line would always be taken for the beginning of text.
+    """
+    action = rf"{Section.ACTION.value}[ \n]{_regex(_FENCE)}"
+    starts: list[list[Symbol]] = [[Terminal(rf"/\n?{action}/")]]
+    if format == "multi_step" and is_forced:
+        first, other = _plan_lines(Characters(most=_LONGEST_LINE))
+        more = Repeat((Terminal(f"/{other}/"),), 0, _MOST_LINES - 1)
+        starts.append([Terminal(f"/{first}/"), more, Terminal(f"/{action}/")])
+    elif format == "multi_step":
+        first, other = _plan_lines(Characters())
+        starts.append([Terminal(f"/{first}({other})*{action}/")])
+    return starts
 
 
-def _plan(length: str) -> str:
-    """A plan or reflection up to its last line break, in which no other section begins."""
-    body = f"(/(?s:.){length}/ & ~{_inside_lines(MARKERS['multi_step'])})"
-    return rf"/\n?({Section.PLAN.value}|{Section.REFLECTION.value})/ {body}"
+def _plan_lines(line: Characters) -> tuple[str, str]:
+    """The first line of a plan or reflection, and any other: it does not begin with a marker. With their breaks."""
+    markers = [section.value for section in MARKERS["multi_step"]]
+    return (
+        rf"\n?({Section.PLAN.value}|{Section.REFLECTION.value}){line.all()}\n",
+        rf"({line.line(markers)})\n",
+    )
 
 
 def _calls(rules: Rules, tools: Sequence[Tool], most: int) -> Ref:
@@ -148,8 +159,8 @@ def _calls(rules: Rules, tools: Sequence[Tool], most: int) -> Ref:
         value = SchemaRules(rules, parameters, what).add(parameters)
         if not rules.is_satisfiable(value):
             raise ChatError(f"nothing satisfies {what}: leave the tool out, or mend its schema")
-        name: list[Symbol] = [Fixed('"tool_name":'), after_colon(rules), Fixed(json_text(tool.name, what))]
-        arguments: list[Symbol] = [Fixed('"parameters":'), after_colon(rules), value]
+        name: list[Symbol] = [Fixed('"tool_name"'), Fixed(":"), after_colon(rules), Fixed(json_text(tool.name, what))]
+        arguments: list[Symbol] = [Fixed('"parameters"'), Fixed(":"), after_colon(rules), value]
         members: list[Symbol] = [*name, Fixed(","), gap(rules), *arguments]
         rules.add(call.name, [Fixed("{"), gap(rules), *members, gap(rules), Fixed("}")])
     more = Repeat((Fixed(","), gap(rules), call), 0, most - 1)
@@ -184,40 +195,40 @@ def cited_answer_grammar(
         raise ChatError(f"the citation mode is one of accurate, fast, off, not {citation_mode!r}")
     if format not in ("rag", "multi_step"):
         raise ChatError(f"the format of a prompt with documents is rag or multi_step, not {format!r}")
-    parts = [Section.ANSWER] if citation_mode == "off" else [Section.RELEVANT_DOCUMENTS, Section.CITED_DOCUMENTS]
-    first = _regex(parts[0].value + " ")
     rules = Rules()
-    before: list[list[Symbol]] = [[Terminal(f"/{first}/")]]
-    if format == "multi_step":
-        before.append([Terminal(rf"{_plan('*')} /\n{first}/")])
     answer = _answer(rules, numbers, citation_mode)
-    return _finished(rules, [[*start, answer] for start in before], "the grammar of cited answers")
+    starts: list[list[Symbol]] = [[answer]]
+    if format == "multi_step":
+        first, other = _plan_lines(Characters())
+        starts.append([Terminal(f"/{first}/"), Repeat((Terminal(f"/{other}/"),)), answer])
+    return _finished(rules, starts, "the grammar of cited answers")
 
 
 def _answer(rules: Rules, numbers: list[int], citation_mode: CitationMode) -> Ref:
-    """All that follows the first marker."""
-    text = Terminal(f"{_ANY_TEXT} & {_NO_TAGS}")
+    """All sections of the answer."""
+    text = Characters(lines=True, tags=False)
+    rest: Symbol = Terminal(f"/{text.all()}{text.end()}/")
     if citation_mode == "off":
-        return rules.add("answer", [text])
+        return rules.add("answer", [Fixed(f"{Section.ANSWER.value} "), rest])
     listed = [Terminal(f"/{_numbers(numbers, ', ?')}/")] if numbers else []
     documents = rules.add("documents", [Fixed("None")], *([listed] if listed else []))
-    marker = f"\n{Section.GROUNDED_ANSWER.value} "
-    between: Symbol = Fixed(marker)
+    grounded = rules.add("grounded", [Fixed(f"{Section.GROUNDED_ANSWER.value} "), *_citations(numbers), rest])
+    parts: list[Symbol] = [Fixed(f"{Section.RELEVANT_DOCUMENTS.value} "), documents, Fixed("\n")]
+    parts += [Fixed(f"{Section.CITED_DOCUMENTS.value} "), documents, Fixed("\n")]
     if citation_mode == "accurate":
-        body = f"({_ANY_TEXT} & ~{_inside_lines([Section.GROUNDED_ANSWER])} & {_NO_TAGS})"
-        between = Terminal(rf"/\n{Section.ANSWER.value} / {body} /{_regex(marker)}/")
-    cited = Fixed(f"\n{Section.CITED_DOCUMENTS.value} ")
-    grounded = rules.add("grounded", [*_citations(numbers), text])
-    return rules.add("answer", [documents, cited, documents, between, grounded])
+        line = Characters(tags=False)
+        parts.append(Terminal(rf"/{Section.ANSWER.value} {line.all()}{line.end()}\n/"))
+        parts.append(Repeat((Terminal(rf"/({line.line([Section.GROUNDED_ANSWER.value])})\n/"),)))
+    return rules.add("answer", [*parts, grounded])
 
 
 def _citations(numbers: list[int]) -> list[Symbol]:
     """Text up to an opening tag, text up to a closing tag, any number of times."""
     if not numbers:
         return []
-    within = _numbers(numbers, ",")
-    opening = Terminal(f"({_ANY_TEXT} & {_NO_TAGS}) /<co: {within}>/")
-    closing = Terminal(rf"(/(?s:.*)\S(?s:.*)/ & {_NO_TAGS}) /<\/co: {within}>/")
+    within, text = _numbers(numbers, ","), Characters(lines=True, tags=False)
+    opening = Terminal(f"/{text.all()}{tag('', within)}/")
+    closing = Terminal(rf"/{visible(text)}{tag(chr(92) + '/', within)}/")
     return [Repeat((opening, closing))]
 
 
@@ -237,14 +248,10 @@ def _finished(rules: Rules, starts: list[list[Symbol]], what: str) -> Grammar:
     return Grammar(text, what)
 
 
-def _inside_lines(sections: Iterable[Section]) -> str:
-    """Texts in which a section begins on a line that is not the first."""
-    return rf"/(?s:.*)\n({'|'.join(_regex(section.value) for section in sections)})(?s:.*)/"
-
-
-def _beginning_with(sections: Iterable[Section]) -> str:
-    """Texts in which a section begins on any line, or after white space at the start."""
-    return rf"/(\s*|(?s:.*)\n)({'|'.join(_regex(section.value) for section in sections)})(?s:.*)/"
+def _text_without_calls() -> str:
+    """Text in which ``Action:`` begins no line, nor the text as a whole after white space."""
+    line, markers = Characters(), [Section.ACTION.value]
+    return rf"[{WHITE_SPACE}]*({line.line(markers, WHITE_SPACE)})(\n({line.line(markers)}))*"
 
 
 def _regex(text: str) -> str:

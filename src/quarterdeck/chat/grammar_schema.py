@@ -206,7 +206,7 @@ class SchemaRules:
         return [*symbols, gap(self._rules), Literal(closer)]
 
     def _name(self, name: str) -> list[Symbol]:
-        return [Literal(json_text(name, self._what) + ":"), after_colon(self._rules)]
+        return [Literal(json_text(name, self._what)), Literal(":"), after_colon(self._rules)]
 
     # ── strings ───────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -194,9 +194,9 @@ def _accepts_inside(schema: Mapping[str, Any], value: Any, inside: Callable[[Sch
     if isinstance(value, str):
         return _accepts_text(schema, value)
     if is_number(value):
-        return schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf) and schema.get(
-            "exclusiveMinimum", -math.inf
-        ) < value < schema.get("exclusiveMaximum", math.inf)
+        is_within: bool = schema.get("minimum", -math.inf) <= value <= schema.get("maximum", math.inf)
+        is_inside: bool = schema.get("exclusiveMinimum", -math.inf) < value < schema.get("exclusiveMaximum", math.inf)
+        return is_within and is_inside
     if isinstance(value, Mapping):
         properties, others = schema.get("properties", {}), schema.get("additionalProperties", True)
         return all(name in value for name in schema.get("required", ())) and all(

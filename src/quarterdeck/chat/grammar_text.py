@@ -1,0 +1,89 @@
+r"""Regular expressions for free text in which certain things do not occur.
+
+"Without" is spelled out, character by character, in place of a negation: a line that does not begin with ``Ab:`` is
+
+    [^A\n][^\n]* | A[^b\n][^\n]* | Ab[^:\n][^\n]* | (nothing) | A | Ab
+
+Negated expressions would say the same, but their masks take a hundred times longer, since the library finds out what
+all tokens of a kind have in common only where the expression shows it.
+
+A citation tag is what begins with ``<co:``, ``<co>``, ``</co:`` or ``</co>``. Tags are kept out by following how far
+the text has got on the way to one: ``<``, ``</``, ``<c``, ``</c``, ``<co``, ``</co``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+_AGAIN = r"<(\/?(co?)?<)*"
+"""The beginning of a tag, after others that came to nothing."""
+
+_ENDED = r"\/?(co?)?"
+"""What may follow the beginning of a tag at the end of a text."""
+
+
+WHITE_SPACE = r"\s\x1c-\x1f"
+"""What `str.strip` takes off, for use in brackets."""
+
+
+@dataclass(frozen=True)
+class Characters:
+    """Text of one kind.
+
+    Attributes:
+        lines: whether it may have line breaks.
+        tags: whether it may have citation tags.
+        most: characters at most, counted where a line does not begin like a marker; None is no limit.
+    """
+
+    lines: bool = False
+    tags: bool = True
+    most: int | None = None
+
+    def one(self, without: str = "") -> str:
+        """A character, none of ``without`` (which has no ``<``); or a tag's beginning, up to what makes it none."""
+        newline = "" if self.lines else r"\n"
+        plain = rf"[^{without}{newline}]" if without or newline else r"(?s:.)"
+        if self.tags:
+            return plain
+        plain = rf"[^<{without}{newline}]"
+        failed = rf"[^<\/c{newline}]|\/[^<c{newline}]|\/?c[^<o{newline}]|\/?co[^<:>{newline}]"
+        return f"({plain}|{_AGAIN}({failed}))"
+
+    def all(self) -> str:
+        """Any number of them."""
+        return f"{self.one()}{'*' if self.most is None else f'{{0,{self.most}}}'}"
+
+    def end(self) -> str:
+        """What a text may end with after them: the beginning of a tag."""
+        return "" if self.tags else f"({_AGAIN}{_ENDED})?"
+
+    def line(self, markers: Iterable[str], first_without: str = "") -> str:
+        """A line, without its break, that begins with none of the markers nor of the characters ``first_without``."""
+        tree: dict[str, Any] = {}
+        for marker in markers:
+            branch = tree
+            for character in marker:
+                branch = branch.setdefault(character, {})
+        return self._line(tree, first_without)
+
+    def _line(self, tree: dict[str, Any], without: str = "") -> str:
+        rest = f"({self.one(without + ''.join(sorted(tree)))}{self.all()})?{self.end()}"
+        found = [f"{_escaped(first)}({self._line(inner)})" for first, inner in tree.items() if inner]
+        return "|".join([rest, *found])
+
+
+def tag(slash: str, numbers: str) -> str:
+    """An opening or closing tag, with what began like one right before it."""
+    return rf"{_AGAIN}{slash}co: {numbers}>"
+
+
+def visible(text: Characters) -> str:
+    """Text in which there is something to see, before a tag."""
+    return f"[{WHITE_SPACE}]*{text.one(WHITE_SPACE)}{text.all()}"
+
+
+def _escaped(character: str) -> str:
+    return character if character.isalnum() else rf"\x{ord(character):02x}"
