@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Generator, Sequence
 from typing import Any
 
-from quarterdeck.cache import DynamicCache
+from quarterdeck.cache import Cache, DynamicCache
 from quarterdeck.cli.answering import Answer, Answerer, ChatMessage, drawing
 from quarterdeck.errors import InputError, UnsupportedOptionError
+from quarterdeck.generation.prefix import PrefixCache
 
 SETTABLE = (
     "max_new_tokens",
@@ -45,7 +45,7 @@ class Conversation:
     def __init__(self, answerer: Answerer, system: str | None = None, *, reuse: bool = True) -> None:
         self._answerer = answerer
         self._system = system
-        self._reuse = reuse
+        self._prefix = PrefixCache() if reuse else None
         self.clear()
 
     def clear(self) -> None:
@@ -53,11 +53,8 @@ class Conversation:
         self.messages: list[ChatMessage] = []
         if self._system is not None:
             self.messages.append({"role": "system", "content": self._system})
-        self._forget_cache()
-
-    def _forget_cache(self) -> None:
-        self._cache = DynamicCache()
-        self._read: list[int] = []
+        if self._prefix is not None:
+            self._prefix.forget()
 
     def ask(self, text: str) -> Generator[str]:
         """The answer to ``text``, piece by piece.
@@ -69,25 +66,16 @@ class Conversation:
         answer: Answer | None = None
         try:
             ids = self._answerer.prompt_ids(self.messages)
-            answer = self._answerer.generate(ids, trim=True, cache=self._cache_for(ids))
+            cache: Cache = DynamicCache() if self._prefix is None else self._prefix.borrow(ids)
+            answer = self._answerer.generate(ids, trim=True, cache=cache)
             yield from answer
-            self._read = (ids + answer.ids)[: self._cache.get_seq_length()]
+            if self._prefix is not None:  # not if interrupted: in mid-step the layers may differ in length
+                self._prefix.give_back(cache, (ids + answer.ids)[: cache.get_seq_length()])
         finally:
-            if answer is None or not answer.done:
-                self._forget_cache()  # interrupted in mid-step, its layers may differ in length
             if answer is not None and (answer.done or answer.text):
                 self.messages.append({"role": "assistant", "content": answer.text})
             else:
                 self.messages.pop()
-
-    def _cache_for(self, ids: list[int]) -> DynamicCache:
-        """The cache with just what ``ids`` begin with; at least the last id is left to be read."""
-        shared = min(_common_prefix(self._read, ids), len(ids) - 1)
-        if self._reuse and shared:
-            self._cache.crop(shared)
-        else:
-            self._forget_cache()
-        return self._cache
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -137,7 +125,3 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
-
-
-def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

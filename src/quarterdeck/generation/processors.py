@@ -123,6 +123,29 @@ class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
         return scores.scatter(1, input_ids, punished)
 
 
+class OccurrencePenaltyLogitsProcessor(LogitsProcessor):
+    """Lowers tokens that were generated: by ``frequency`` for each time, and by ``presence`` once.
+
+    The arithmetic is that of OpenAI's API, where tokens of the prompt do not count.
+
+    Args:
+        prompt_length: tokens that were not generated.
+        frequency: taken from a token's score for every time that it occurs.
+        presence: taken from the score of a token that occurs.
+    """
+
+    def __init__(self, prompt_length: int, frequency: float, presence: float) -> None:
+        self.prompt_length = prompt_length
+        self.frequency = frequency
+        self.presence = presence
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores less the penalties."""
+        new = input_ids[:, self.prompt_length :]  # [B, T - prompt_length]
+        counts = torch.zeros_like(scores).scatter_add_(1, new, torch.ones_like(new, dtype=scores.dtype))
+        return scores - self.frequency * counts - self.presence * (counts > 0)
+
+
 class NoRepeatNGramLogitsProcessor(LogitsProcessor):
     """Bans every token that would complete an n-gram that is already in the row."""
 
