@@ -28,8 +28,8 @@ CallFormat = Literal["multi_step", "tool_use"]
 CitationMode = Literal["accurate", "fast", "off"]
 
 _MOST_CALLS = 16
-_MOST_LINES = 8
-_LONGEST_LINE = 800
+_MOST_LINES = 4
+_LONGEST_LINE = 400
 _MOST_NUMBERS = 16
 _FENCE = "```json\n"
 
@@ -251,7 +251,7 @@ def _finished(rules: Rules, starts: list[list[Symbol]], what: str) -> Grammar:
 def _text_without_calls() -> str:
     """Text in which ``Action:`` begins no line, nor the text as a whole after white space."""
     line, markers = Characters(), [Section.ACTION.value]
-    return rf"[{WHITE_SPACE}]*({line.line(markers, WHITE_SPACE)})(\n({line.line(markers)}))*"
+    return rf"[{WHITE_SPACE}]*(({line.filled_line(markers)})(\n({line.line(markers)}))*)?"
 
 
 def _regex(text: str) -> str:

@@ -28,6 +28,10 @@ WHITE_SPACE = r"\s\x1c-\x1f"
 """What `str.strip` takes off, for use in brackets."""
 
 
+Tree = dict[str, Any]
+"""Characters, each with the tree of what follows it."""
+
+
 @dataclass(frozen=True)
 class Characters:
     """Text of one kind.
@@ -60,19 +64,35 @@ class Characters:
         """What a text may end with after them: the beginning of a tag."""
         return "" if self.tags else f"({_AGAIN}{_ENDED})?"
 
-    def line(self, markers: Iterable[str], first_without: str = "") -> str:
-        """A line, without its break, that begins with none of the markers nor of the characters ``first_without``."""
-        tree: dict[str, Any] = {}
-        for marker in markers:
-            branch = tree
-            for character in marker:
-                branch = branch.setdefault(character, {})
-        return self._line(tree, first_without)
+    def line(self, markers: Iterable[str]) -> str:
+        """A line, without its break, that begins with none of the markers."""
+        rest, others = self._line(_tree(markers), "")
+        return "|".join([f"({rest})?{self.end()}", *others])
 
-    def _line(self, tree: dict[str, Any], without: str = "") -> str:
-        rest = f"({self.one(without + ''.join(sorted(tree)))}{self.all()})?{self.end()}"
-        found = [f"{_escaped(first)}({self._line(inner)})" for first, inner in tree.items() if inner]
-        return "|".join([rest, *found])
+    def filled_line(self, markers: Iterable[str]) -> str:
+        """The same, not empty and without white space at its beginning."""
+        rest, others = self._line(_tree(markers), WHITE_SPACE)
+        return "|".join([f"{rest}{self.end()}", *others])
+
+    def _line(self, tree: Tree, without: str) -> tuple[str, list[str]]:
+        """A line that leaves the markers at its first character, and those that go on with them."""
+        others = [
+            f"{_escaped(first)}({'|'.join([f'({rest})?{self.end()}', *deeper])})"
+            for first, inner in tree.items()
+            if inner
+            for rest, deeper in [self._line(inner, "")]
+        ]
+        return f"{self.one(without + ''.join(sorted(tree)))}{self.all()}", others
+
+
+def _tree(markers: Iterable[str]) -> Tree:
+    """What may follow each beginning of a marker; nothing follows a whole one."""
+    tree: Tree = {}
+    for marker in markers:
+        branch = tree
+        for character in marker:
+            branch = branch.setdefault(character, {})
+    return tree
 
 
 def tag(slash: str, numbers: str) -> str:

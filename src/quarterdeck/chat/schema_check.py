@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -28,8 +29,9 @@ def _is_size(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite JSON number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a JSON number, and one that a double can hold."""
+    largest = sys.float_info.max
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -largest <= value <= largest
 
 
 def _is_type(value: Any) -> bool:
@@ -153,7 +155,7 @@ def types_of(value: Any) -> tuple[str, ...]:
     if isinstance(value, bool):
         return ("boolean",)
     if isinstance(value, (int, float)):
-        return ("number", "integer") if value == math.floor(value) else ("number",)
+        return ("number", "integer") if isinstance(value, int) or value.is_integer() else ("number",)
     if isinstance(value, str):
         return ("string",)
     if value is None:
