@@ -1,5 +1,6 @@
 """Chat: conversations, documents and tools to prompts, and a model's text to answers. Never imports torch."""
 
+from quarterdeck.chat.agent import Agent, AgentResult
 from quarterdeck.chat.answering import Generate, TextStream, answer, stream_answer
 from quarterdeck.chat.messages import Citation, Document, Message, Source, Tool, ToolCall, Usage
 from quarterdeck.chat.response import ChatResponse, TokenLogprob
@@ -7,6 +8,8 @@ from quarterdeck.chat.sampling import SamplingParams
 from quarterdeck.chat.template import Prompt, render
 
 __all__ = [
+    "Agent",
+    "AgentResult",
     "ChatResponse",
     "Citation",
     "Document",
