@@ -72,7 +72,8 @@ class Characters:
     def filled_line(self, markers: Iterable[str]) -> str:
         """The same, not empty and without white space at its beginning."""
         rest, others = self._line(_tree(markers), WHITE_SPACE)
-        return "|".join([f"{rest}{self.end()}", *others])
+        begun = [] if self.tags else [_AGAIN + _ENDED]
+        return "|".join([f"{rest}{self.end()}", *begun, *others])
 
     def _line(self, tree: Tree, without: str) -> tuple[str, list[str]]:
         """A line that leaves the markers at its first character, and those that go on with them."""

@@ -1,0 +1,80 @@
+"""Whether a value satisfies a schema, against the `jsonschema` package, and schemas merged into one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chat_grammar_support import NAMES, NUMBERS, VALUES, schemas, validator
+from quarterdeck.chat.grammar_formats import FORMATS
+from quarterdeck.chat.schema_check import accepts, check_schema, resolve
+from quarterdeck.chat.schema_merge import plain, together
+from quarterdeck.errors import ChatError
+
+json_values = st.recursive(
+    st.sampled_from((*VALUES, *NUMBERS, "aaa", "foo12", "b", "2024-02-30", "12:00:00Z", 1.0)),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(schemas, json_values)
+def test_values_are_judged_as_elsewhere(schema: Any, value: Any) -> None:
+    theirs = jsonschema.Draft202012Validator(schema).is_valid(value)  # formats aside: ours allow less
+    if "format" not in str(schema):
+        assert accepts(schema, value, schema, "it") == theirs
+    elif accepts(schema, value, schema, "it"):
+        assert validator(schema).is_valid(value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(schemas.filter(lambda schema: "anyOf" not in schema and "allOf" not in schema), min_size=2, max_size=3),
+    json_values,
+)
+def test_merged_schemas_say_what_all_say(given_schemas: list[dict[str, Any]], value: Any) -> None:
+    merged = together([plain(schema) for schema in given_schemas])
+    every = all(accepts(schema, value, schema, "it") for schema in given_schemas)
+    if merged is None:
+        assert not every
+        return
+    conditions: list[Any] = [
+        {key: list(one) if key == "type" else one for key, one in merged.items() if key not in ("pattern", "format")}
+    ]
+    conditions += [{key: one} for key in ("pattern", "format") for one in merged.get(key, ())]
+    assert all(accepts(one, value, one, "it") for one in conditions) == every
+
+
+def test_references_are_followed_through_escapes_and_lists() -> None:
+    schema = {"$defs": {"a/b~c": {"anyOf": [True, {"const": 1}]}}}
+    assert resolve("#/$defs/a~1b~0c/anyOf/1", schema, "it") == {"const": 1}
+    assert resolve("#", schema, "it") is schema
+    for wrong in ("#/$defs/x", "#/$defs/a~1b~0c/anyOf/2", "#/$defs/a~1b~0c/anyOf/x", "other.json", "#anchor"):
+        with pytest.raises(ChatError, match="points"):
+            resolve(wrong, schema, "it")
+
+
+def test_schemas_nested_beyond_reason_are_refused() -> None:
+    schema: dict[str, Any] = {"type": "null"}
+    for _ in range(300):
+        schema = {"type": "array", "items": schema}
+    with pytest.raises(ChatError, match="levels deep"):
+        check_schema(schema, "it")
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_formats_that_are_too_wide_would_be_found(name: str) -> None:
+    wrong = {
+        "date": ["2023-02-29", "2024-04-31", "2024-13-01", "24-01-01", "1900-02-29", "0000-01-01"],
+        "time": ["24:00:00Z", "12:60:00Z", "12:00:60Z", "12:00:00", "12:00Z"],
+        "date-time": ["2024-01-01 12:00:00Z", "2024-01-01T12:00:00", "2023-02-29T00:00:00Z"],
+        "uuid": ["123e4567e89b12d3a456426614174000", "g23e4567-e89b-12d3-a456-426614174000"],
+        "email": ["a@b", "a b@example.org", ".a@example.org", "a@-example.org", "a..b@example.org"],
+    }
+    for text in wrong[name]:
+        assert not accepts({"format": name}, text, True, "it"), text
