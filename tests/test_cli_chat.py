@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from quarterdeck import AutoModelForCausalLM, AutoTokenizer
+from quarterdeck.chat import render
 from quarterdeck.cli import terminal as terminals
 from quarterdeck.cli.answering import Answerer
 from quarterdeck.cli.conversation import SETTABLE, Conversation, parse_settings
@@ -102,11 +103,10 @@ def test_the_whole_conversation_is_rendered(answerer: Answerer, monkeypatch: pyt
         {"role": "user", "content": QUESTIONS[1]},
         {"role": "assistant", "content": answers[1]},
     ]
-    expected = answerer.answer(conversation.messages[:-1]).finished()
-    assert expected.text == answers[1]
-    assert expected.input_tokens == len(
-        answerer.tokenizer.apply_chat_template(conversation.messages[:-1], add_generation_prompt=True)
-    )
+    prompt = render(conversation.messages[:-1])
+    expected = answerer.tokenizer.apply_chat_template(conversation.messages[:-1], add_generation_prompt=True)
+    assert prompt.token_ids(answerer.tokenizer) == expected
+    assert "".join(answerer.raw(prompt)).strip() == answers[1]
     conversation.clear()
     assert conversation.messages == [{"role": "system", "content": "Be brief."}]
 
@@ -181,7 +181,7 @@ def test_exit_ends_the_session(answerer: Answerer) -> None:
 @pytest.mark.parametrize("line", ["!help", "!helpp", "!"])
 def test_help_and_unknown_commands_show_the_help(answerer: Answerer, line: str) -> None:
     conversation, output, errors = session(answerer, line)
-    for command in ("!help", "!clear", "!save", "!set", "!exit"):
+    for command in ("!help", "!clear", "!save", "!set", "!source", "!exit"):
         assert command in output
     assert bool(errors) == (line != "!help")
     assert conversation.messages == []
@@ -231,7 +231,9 @@ def test_set_changes_and_shows_settings(answerer: Answerer) -> None:
     }
     session(answerer, "!set temperature=0")
     assert answerer.settings.do_sample is False
-    assert answerer.answer([{"role": "user", "content": "Hi"}]).finished().as_dict()["usage"]["output_tokens"] == 3
+    text = answerer.raw(render("Hi"))
+    assert "".join(text)
+    assert text.usage.output_tokens == 3
 
 
 @pytest.mark.parametrize(
@@ -371,7 +373,7 @@ def test_a_model_without_template_is_refused_at_once(
     plain = AutoModelForCausalLM.from_pretrained(checkpoint_without_template)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint_without_template)
     with pytest.raises(ChatTemplateError):
-        Answerer(plain, tokenizer, plain.generation_config).answer([{"role": "user", "content": "Hi"}])
+        Answerer(plain, tokenizer, plain.generation_config).check_chat()
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")

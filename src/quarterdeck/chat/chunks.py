@@ -1,6 +1,6 @@
 """Cuts a text into passages that are short enough to be cited.
 
-The rule, `CHUNKING` in words:
+The rule:
 
 - A block is what stands between blank lines; in Markdown also a heading, and a fenced piece of code as a whole.
 - A passage is as many blocks as fit into 1,200 characters, in their order. In Markdown it never runs over a heading.
@@ -19,12 +19,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 MAX_CHARACTERS = 1200
-
-CHUNKING = (
-    f"text and Markdown are cut at blank lines into passages of at most {MAX_CHARACTERS:,} characters, Markdown also "
-    "before every heading; entries of JSON and rows of CSV are one document each"
-)
-"""The rule, for the help of commands."""
 
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 _HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))??(?:[ \t]+#+)?[ \t]*\n?")

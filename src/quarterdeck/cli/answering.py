@@ -1,94 +1,132 @@
-"""A loaded model with settings, and answers in the making. This imports torch."""
+"""A loaded model with settings, and the text that it generates. This imports torch."""
 
 from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Self
 
 import torch
 
 from quarterdeck.auto import AutoModelForCausalLM, AutoTokenizer
-from quarterdeck.cache import Cache
+from quarterdeck.cache import DynamicCache
+from quarterdeck.chat.answering import END_OF_TURN
+from quarterdeck.chat.grammar import Grammar
+from quarterdeck.chat.grammar_matcher import GrammarCompiler, Matcher
+from quarterdeck.chat.messages import Usage
+from quarterdeck.chat.response import FinishReason
+from quarterdeck.chat.sampling import SamplingParams
+from quarterdeck.chat.template import Prompt
 from quarterdeck.cli.arguments import DEFAULT_TOP_P
 from quarterdeck.errors import ChatTemplateError, InputError
 from quarterdeck.generation.config import GenerationConfig
+from quarterdeck.generation.constrained import GrammarLogitsProcessor
 from quarterdeck.generation.core import Step
 from quarterdeck.generation.options import OPTIONS
+from quarterdeck.generation.prefix import PrefixCache
 from quarterdeck.model import CohereForCausalLM
 from quarterdeck.pipelines.factory import as_device
 from quarterdeck.tokenizer import CohereTokenizerFast
 
-ChatMessage = dict[str, str]
 
+class ModelText:
+    """The text of a generation, to be iterated over once. The model runs as pieces are asked for.
 
-@dataclass
-class Answer:
-    """An answer in the making: iterate over it for its text, piece by piece.
+    Args:
+        answerer: whose model and settings.
+        prompt: ids.
+        settings: options of generation.
+        matcher: of a grammar that holds.
+        prefix: where keys and values are borrowed and given back.
 
     Attributes:
-        steps: the generation that it comes from.
-        tokenizer: decodes.
-        input_tokens: tokens of the prompt.
-        limit: most new tokens.
-        ends: ids that end an answer.
-        trim: leave out white space around the text, as answers to people are shown.
         ids: the new tokens so far.
-        text: the text so far.
-        done: whether the generation has come to its end.
+        logprobs: none.
     """
 
-    steps: Iterator[Step]
-    tokenizer: CohereTokenizerFast
-    input_tokens: int
-    limit: int
-    ends: Sequence[int]
-    trim: bool
-    ids: list[int] = field(default_factory=list)
-    text: str = ""
-    done: bool = False
+    logprobs = None
+
+    def __init__(
+        self,
+        answerer: Answerer,
+        prompt: list[int],
+        settings: GenerationConfig,
+        matcher: Matcher | None,
+        prefix: PrefixCache | None,
+    ) -> None:
+        self._answerer = answerer
+        self._prompt = prompt
+        self._settings = settings
+        self._matcher = matcher
+        self._prefix = prefix
+        ends = settings.eos_token_id
+        self._ends: Sequence[int] = [] if ends is None else [ends] if isinstance(ends, int) else ends
+        self._cached = 0
+        self._is_over = False
+        self._pieces = self._run()
+        self.ids: list[int] = []
 
     def __iter__(self) -> Iterator[str]:
-        for piece in trimmed(self._pieces()) if self.trim else self._pieces():
-            self.text += piece
-            yield piece
-
-    def _pieces(self) -> Iterator[str]:
-        decoder = self.tokenizer.incremental_decoder(skip_special_tokens=True)
-        for step in self.steps:
-            token = int(step.tokens[0])
-            self.ids.append(token)
-            if token not in self.ends:
-                yield from filter(None, [decoder.feed([token])])
-        self.done = True
-        yield from filter(None, [decoder.close()])
-
-    def finished(self) -> Self:
-        """The same when it is whole."""
-        for _ in self:
-            pass
-        return self
+        return self._pieces
 
     @property
-    def finish_reason(self) -> str:
-        """``COMPLETE``, ``MAX_TOKENS``, or ``STOP_SEQUENCE`` where the model's own settings have stop strings."""
-        if self.ids and self.ids[-1] in self.ends:
-            return "COMPLETE"
-        return "MAX_TOKENS" if len(self.ids) >= self.limit else "STOP_SEQUENCE"
+    def usage(self) -> Usage:
+        """The prompt's ids, the new ones, and those of the prompt that were not read again."""
+        return Usage(len(self._prompt), len(self.ids), self._cached)
 
-    def as_dict(self) -> dict[str, Any]:
-        """What ``run --json`` prints."""
-        usage = {"input_tokens": self.input_tokens, "output_tokens": len(self.ids), "cached_tokens": 0}
-        return {
-            "text": self.text,
-            "citations": [],
-            "tool_plan": "",
-            "tool_calls": [],
-            "finish_reason": self.finish_reason,
-            "usage": usage,
-        }
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """``COMPLETE``, ``MAX_TOKENS``, or ``STOP_SEQUENCE`` where the settings have stop strings; None until then."""
+        if not self._is_over:
+            return None
+        if self.ids and self.ids[-1] in self._ends:
+            return "COMPLETE"
+        return "MAX_TOKENS" if len(self.ids) >= (self._settings.max_new_tokens or 0) else "STOP_SEQUENCE"
+
+    def stop(self) -> None:
+        """No more is needed."""
+        self._pieces.close()
+
+    def close(self) -> None:
+        """The same: what was read is kept for prompts that begin alike either way."""
+        self._pieces.close()
+
+    def _run(self) -> Generator[str]:
+        cache = DynamicCache() if self._prefix is None else self._prefix.borrow(self._prompt)
+        self._cached = cache.get_seq_length()
+        decoder = self._answerer.tokenizer.incremental_decoder(skip_special_tokens=True)
+        is_between_runs = False
+        try:
+            for step in self._steps(cache):
+                is_between_runs = True
+                token = int(step.tokens[0])
+                self.ids.append(token)
+                piece = "" if token in self._ends else decoder.feed([token])
+                if piece:
+                    yield piece
+                is_between_runs = False
+            is_between_runs = self._is_over = True
+            rest = decoder.close()
+            if rest:
+                yield rest
+        finally:
+            if self._prefix is not None and is_between_runs:  # in the middle of a run the layers may differ in length
+                self._prefix.give_back(cache, (self._prompt + self.ids)[: cache.get_seq_length()])
+
+    def _steps(self, cache: Any) -> Iterator[Step]:
+        model, settings = self._answerer.model, self._settings
+        grammar = None if self._matcher is None else GrammarLogitsProcessor([self._matcher])
+        return model.generate_steps(
+            torch.tensor([self._prompt], device=model.device),
+            settings,
+            logits_processor=[] if grammar is None else [grammar],
+            stopping_criteria=[] if grammar is None else [grammar.advance],
+            generator=self._answerer.generator if settings.do_sample else None,
+            tokenizer=self._answerer.tokenizer,
+            use_model_defaults=False,
+            past_key_values=cache,
+        )
 
 
 class Answerer:
@@ -110,6 +148,7 @@ class Answerer:
         self.tokenizer = tokenizer
         self.settings = settings
         self.generator = generator
+        self._compiler: GrammarCompiler | None = None
 
     @classmethod
     def load(cls, name: str, arguments: argparse.Namespace) -> Self:
@@ -135,44 +174,65 @@ class Answerer:
                 "text with 'quarterdeck run --task text-generation'"
             )
 
-    def prompt_ids(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """The ids of a conversation, up to where the answer begins.
+    def continuation(self, text: str) -> ModelText:
+        """What follows ``text``, as it is."""
+        check_text(text)
+        return self._generate(list(self.tokenizer(text)["input_ids"]), copy.deepcopy(self.settings))
+
+    def raw(
+        self,
+        prompt: Prompt,
+        *,
+        grammar: Grammar | None = None,
+        sampling_params: SamplingParams | None = None,
+        prefix: PrefixCache | None = None,
+    ) -> ModelText:
+        """The model's text for a prompt, markup and all; what `quarterdeck.chat.answer` asks for.
+
+        Tokens are chosen as ``settings`` say.
 
         Raises:
-            InputError: a message that is not text.
-            ChatTemplateError: the model has no template, or it refuses the conversation.
+            InputError: the prompt does not fit the context, or there are ``sampling_params``.
         """
-        self.check_chat()
-        for message in messages:
-            _check_text(message["content"])
-        ids = self.tokenizer.apply_chat_template([dict(m) for m in messages], add_generation_prompt=True)
-        return [int(token) for token in ids]
-
-    def answer(self, messages: Sequence[ChatMessage]) -> Answer:
-        """The assistant's next message, without white space around it."""
-        return self.generate(self.prompt_ids(messages), trim=True)
-
-    def continuation(self, text: str) -> Answer:
-        """What follows ``text``, as it is."""
-        _check_text(text)
-        return self.generate(list(self.tokenizer(text)["input_ids"]), trim=False)
-
-    def generate(self, ids: list[int], *, trim: bool, cache: Cache | None = None) -> Answer:
-        """The text after ``ids``; keys and values of the first of them may be in ``cache`` already."""
-        room = self.model.config.context_length - len(ids)
+        if sampling_params is not None:
+            raise InputError("how tokens are chosen is said by the settings of the Answerer, not by sampling_params")
         settings = copy.deepcopy(self.settings)
-        limit = settings.max_new_tokens = max(1, min(settings.max_new_tokens or room, room))
-        steps = self.model.generate_steps(
-            torch.tensor([ids], device=self.model.device),
-            settings,
-            generator=self.generator if settings.do_sample else None,
-            tokenizer=self.tokenizer,
-            use_model_defaults=False,
-            past_key_values=cache,
-        )
-        ends = settings.eos_token_id
-        ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
-        return Answer(steps, self.tokenizer, len(ids), limit, ends, trim)
+        settings.update(eos_token_id=self._ends())
+        matcher = None if grammar is None else self._grammars().compile(grammar)
+        return self._generate(prompt.token_ids(self.tokenizer), settings, matcher, prefix)
+
+    def room(self, prompt: Prompt) -> int:
+        """How many tokens an answer to the prompt can have at most; less than 1 if the prompt itself is too long."""
+        return self.model.config.context_length - len(prompt.token_ids(self.tokenizer))
+
+    def _generate(
+        self,
+        ids: list[int],
+        settings: GenerationConfig,
+        matcher: Matcher | None = None,
+        prefix: PrefixCache | None = None,
+    ) -> ModelText:
+        room = self.model.config.context_length - len(ids)
+        if room < 1:
+            raise InputError(
+                f"too many tokens: the prompt has {len(ids):,}, and the context of this model is "
+                f"{self.model.config.context_length:,}, answer included; shorten the messages or the documents"
+            )
+        settings.max_new_tokens = min(settings.max_new_tokens or room, room)
+        return ModelText(self, ids, settings, matcher, prefix)
+
+    def _ends(self) -> list[int]:
+        """The ids that end an answer: those that the settings name, and the end of a turn and of a text."""
+        named = self.settings.eos_token_id
+        known = self.tokenizer.added_tokens_encoder
+        ends = [] if named is None else [named] if isinstance(named, int) else list(named)
+        return list(dict.fromkeys([*ends, *(known[text] for text in END_OF_TURN if text in known)]))
+
+    def _grammars(self) -> GrammarCompiler:
+        if self._compiler is None:
+            size = self.model.config.vocab_size
+            self._compiler = GrammarCompiler(self.tokenizer, vocab_size=size, end_token_ids=self._ends())
+        return self._compiler
 
 
 def _settings(model: CohereForCausalLM, arguments: argparse.Namespace) -> GenerationConfig:
@@ -198,19 +258,7 @@ def drawing(temperature: float | None, top_p: float | None = None, top_k: int | 
     }
 
 
-def trimmed(pieces: Iterator[str]) -> Iterator[str]:
-    """The pieces of a text without the white space before its first and after its last visible character."""
-    held, begun = "", False
-    for piece in pieces:
-        text = held + piece if begun else piece.lstrip()
-        visible = text.rstrip()
-        held = text[len(visible) :]
-        if visible:
-            begun = True
-            yield visible
-
-
-def _check_text(text: str) -> None:
+def check_text(text: str) -> None:
     """Refuse what cannot be UTF-8: bytes of the command line or of standard input that are not text."""
     try:
         text.encode("utf-8")

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
-from quarterdeck.cache import Cache, DynamicCache
-from quarterdeck.cli.answering import Answer, Answerer, ChatMessage, drawing
+from quarterdeck.chat.agent import Agent, AgentResult
+from quarterdeck.chat.answering import AnswerStream, stream_answer
+from quarterdeck.chat.grammar import Grammar
+from quarterdeck.chat.messages import Document, Event, Message, MessageEnd, TextDelta
+from quarterdeck.chat.response import ChatResponse
+from quarterdeck.chat.sampling import SamplingParams
+from quarterdeck.chat.template import CitationMode, Prompt
+from quarterdeck.cli.answering import Answerer, ModelText, check_text, drawing
 from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.generation.prefix import PrefixCache
 
@@ -30,52 +38,92 @@ SETTABLE = (
 """Options of generation that make sense from one answer to the next."""
 
 
+@dataclass(frozen=True)
+class Grounds:
+    """What answers rest on: documents, or what tools return, or neither.
+
+    Args:
+        documents: None is no grounding.
+        tools: functions that the model may call.
+        citation_mode: as in `render`.
+    """
+
+    documents: Sequence[Document] | None = None
+    tools: Sequence[Callable[..., Any]] = ()
+    citation_mode: CitationMode = "accurate"
+
+
 class Conversation:
     """Messages back and forth.
 
-    Each answer is a new generation from the whole conversation as the chat template renders it. Of these ids those
-    that the model has read before, in the same places, are in a cache and are not read again.
+    Each answer is a new generation from the whole conversation. Of the ids of its prompt those that the model has read
+    before, in the same places, are in a cache and are not read again.
 
     Args:
         answerer: the model.
         system: message that stands before all others.
+        grounds: what answers rest on.
         reuse: whether to keep the cache from one answer to the next.
     """
 
-    def __init__(self, answerer: Answerer, system: str | None = None, *, reuse: bool = True) -> None:
+    def __init__(
+        self, answerer: Answerer, system: str | None = None, grounds: Grounds | None = None, *, reuse: bool = True
+    ) -> None:
         self._answerer = answerer
         self._system = system
+        self._grounds = grounds or Grounds()
         self._prefix = PrefixCache() if reuse else None
         self.clear()
 
     def clear(self) -> None:
         """Forget everything but the system message and the settings."""
-        self.messages: list[ChatMessage] = []
+        self.messages: list[dict[str, Any]] = []
         if self._system is not None:
             self.messages.append({"role": "system", "content": self._system})
         if self._prefix is not None:
             self._prefix.forget()
 
     def ask(self, text: str) -> Generator[str]:
-        """The answer to ``text``, piece by piece.
+        """The answer to ``text``, piece by piece; see `events`."""
+        with closing(self.events(text)) as events:
+            for event in events:
+                if isinstance(event, TextDelta):
+                    yield event.text
 
-        An answer that is cut short (the iterator is closed, or interrupted) stays in the conversation as far as it
-        came, so that one can ask to go on; if it has not come at all, the question goes too.
+    def events(self, text: str) -> Generator[Event]:
+        """The answer to ``text``, event by event.
+
+        An answer that is cut short (the iterator is closed, or interrupted) stays in the conversation as far as its
+        text came, so that one can ask to go on; if none has come at all, the question goes too.
         """
+        check_text(text)
         self.messages.append({"role": "user", "content": text})
-        answer: Answer | None = None
+        asked, said = len(self.messages), ""
+        added: list[dict[str, Any]] = []
         try:
-            ids = self._answerer.prompt_ids(self.messages)
-            cache: Cache = DynamicCache() if self._prefix is None else self._prefix.borrow(ids)
-            answer = self._answerer.generate(ids, trim=True, cache=cache)
-            yield from answer
-            if self._prefix is not None:  # not if interrupted: in mid-step the layers may differ in length
-                self._prefix.give_back(cache, (ids + answer.ids)[: cache.get_seq_length()])
+            with closing(self._stream()) as events:
+                for event in events:
+                    if isinstance(event, TextDelta):
+                        said += event.text
+                        added = [{"role": "assistant", "content": said}]
+                    elif isinstance(event, MessageEnd):
+                        added = _plain(event.response, asked)
+                    yield event
         finally:
-            if answer is not None and (answer.done or answer.text):
-                self.messages.append({"role": "assistant", "content": answer.text})
-            else:
+            self.messages[asked:] = added
+            if not added:
                 self.messages.pop()
+
+    def _stream(self) -> Generator[Event] | AnswerStream:
+        mode = self._grounds.citation_mode
+        if self._grounds.tools:
+            return Agent(self._raw, self._grounds.tools, citation_mode=mode).stream(self.messages)
+        return stream_answer(self._raw, self.messages, documents=self._grounds.documents, citation_mode=mode)
+
+    def _raw(
+        self, prompt: Prompt, *, grammar: Grammar | None = None, sampling_params: SamplingParams | None = None
+    ) -> ModelText:
+        return self._answerer.raw(prompt, grammar=grammar, sampling_params=sampling_params, prefix=self._prefix)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -100,6 +148,17 @@ class Conversation:
             else:
                 implied = {"do_sample": True}
         self._answerer.settings.update(**(implied | changes))
+
+
+def _plain(response: ChatResponse | AgentResult, asked: int) -> list[dict[str, Any]]:
+    """The messages that an answer adds after the first ``asked`` ones, as plain values."""
+    added = (response.message,) if isinstance(response, ChatResponse) else response.messages[asked:]
+    return [{**_empty(message), **message.to_dict()} for message in added]
+
+
+def _empty(message: Message) -> dict[str, Any]:
+    """What an answer without text or calls has, so that it is one."""
+    return {"role": message.role, "content": ""} if message.role == "assistant" and not message.tool_calls else {}
 
 
 def parse_settings(words: Sequence[str]) -> dict[str, Any]:

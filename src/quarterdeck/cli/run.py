@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import TYPE_CHECKING, Any
 
 from quarterdeck.cli.arguments import (
     Commands,
@@ -14,13 +15,19 @@ from quarterdeck.cli.arguments import (
     add_model_options,
     model_help,
 )
+from quarterdeck.cli.grounding import DOCUMENTS_HELP, add_citation_option, check_grounding, options_of
 from quarterdeck.locate import EMBEDDED_MODEL
 
-_EPILOG = """\
+if TYPE_CHECKING:
+    from quarterdeck.cli.answering import Answerer
+
+_EPILOG = f"""\
+{DOCUMENTS_HELP}
 examples:
   quarterdeck run "Who are you?"
   quarterdeck run --task text-generation "Plants create energy through a process known as"
   cat letter.txt | quarterdeck run --system "Answer in one sentence." --json
+  quarterdeck run "Where do penguins live?" --documents penguins.json
 """
 
 
@@ -39,6 +46,14 @@ def add_parser(commands: Commands) -> None:
         "text as it is, without a template, and prints what follows it",
     )
     parser.add_argument("--system", metavar="TEXT", help="system message that goes before the prompt")
+    parser.add_argument("--documents", metavar="FILE", help="answer from these documents and cite them; see below")
+    parser.add_argument(
+        "--tools",
+        metavar="FILE",
+        help="tools that the model may ask to be called: a JSON list, or one per line, in OpenAI's or Cohere's form; "
+        "the calls are printed, not made",
+    )
+    add_citation_option(parser)
     parser.add_argument(
         "--json",
         action="store_true",
@@ -52,28 +67,77 @@ def execute(arguments: argparse.Namespace) -> int:
     """Print the answer, as it comes unless it is JSON."""
     _check(arguments)
     prompt = _prompt(arguments.prompt)
+    options = options_of(arguments)
+    if arguments.tools is not None:
+        from quarterdeck.chat.reading import read_tools_from
+
+        options["tools"] = read_tools_from(arguments.tools)
     from quarterdeck.cli.answering import Answerer  # here, since it imports torch, which --help need not wait for
 
     answerer = Answerer.load(arguments.model, arguments)
-    if arguments.task == "chat":
-        system = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
-        answer = answerer.answer([*system, {"role": "user", "content": prompt}])
-    else:
-        answer = answerer.continuation(prompt)
-    if arguments.json:
-        print(json.dumps(answer.finished().as_dict(), ensure_ascii=False, indent=2))
+    if arguments.task == "text-generation":
+        _continue(answerer, prompt, arguments.json)
         return 0
-    for piece in answer:
-        print(piece, end="", flush=True)
-    if not answer.text.endswith("\n"):
-        print()
+    if not options:
+        answerer.check_chat()
+    _answer(answerer, _messages(arguments.system, prompt), options, arguments.json)
     return 0
+
+
+def _continue(answerer: Answerer, prompt: str, as_json: bool) -> None:
+    text, written = answerer.continuation(prompt), ""
+    for piece in text:
+        written += piece
+        if not as_json:
+            print(piece, end="", flush=True)
+    if as_json:
+        plain = {"text": written, "citations": [], "tool_plan": "", "tool_calls": []}
+        _print_json({**plain, "finish_reason": text.finish_reason, "usage": vars(text.usage)})
+    elif not written.endswith("\n"):
+        print()
+
+
+def _answer(answerer: Answerer, messages: list[dict[str, str]], options: dict[str, Any], as_json: bool) -> None:
+    from quarterdeck.chat.answering import answer, stream_answer
+    from quarterdeck.cli.answering import check_text
+    from quarterdeck.cli.footnotes import AnswerView
+    from quarterdeck.cli.terminal import open_screen
+
+    for message in messages:
+        check_text(message["content"])
+    if as_json:
+        _print_json(answer(answerer.raw, messages, **options).to_dict())
+        return
+    view = AnswerView(open_screen())
+    with stream_answer(answerer.raw, messages, **options) as events:
+        for event in events:
+            view.take(event)
+    if view.has_text or view.is_empty:
+        print(flush=True)
+    view.close()
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _messages(system: str | None, prompt: str) -> list[dict[str, str]]:
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages.append({"role": "user", "content": prompt})
+    return messages
 
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse options that would have no effect."""
-    if arguments.task == "text-generation" and arguments.system is not None:
-        raise UsageError("--system has no place in --task text-generation, which has no turns; put it into PROMPT")
+    if arguments.task == "text-generation":
+        for option in ("system", "documents", "tools", "citations"):
+            if getattr(arguments, option) is not None:
+                raise UsageError(
+                    f"--{option} has no place in --task text-generation, which has no turns; put it into PROMPT"
+                )
+    check_grounding(arguments)
+    if arguments.documents == "-" and arguments.prompt in (None, "-"):
+        raise UsageError("--documents - reads standard input, so PROMPT has to be an argument")
     if not arguments.temperature:
         for option in ("top_p", "top_k"):
             if getattr(arguments, option) is not None:

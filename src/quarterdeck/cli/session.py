@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 from quarterdeck.cli.conversation import Conversation, parse_settings
+from quarterdeck.cli.footnotes import AnswerView, Footnote
 from quarterdeck.cli.terminal import Terminal
 from quarterdeck.errors import InputError, QuarterdeckError
 
@@ -19,6 +20,7 @@ HELP = """\
 !save [FILE]           write the messages to FILE as JSON (default: quarterdeck-chat-<time>.json here)
 !set                   show the settings of generation
 !set NAME=VALUE ...    change them, for example: !set temperature=0.5 max_new_tokens=100
+!source [N]            open the source of footnote N of the latest answer, or list the sources
 !exit                  end the session, as the end of input does
 Ctrl-C stops an answer; what has come of it stays in the conversation."""
 
@@ -35,11 +37,13 @@ class Session:
         self._conversation = conversation
         self._terminal = terminal
         self._saved: set[Path] = set()
+        self._notes: list[Footnote] = []
         self._commands: dict[str, Callable[[list[str]], None]] = {
             "!help": self._help,
             "!clear": self._clear,
             "!save": self._save,
             "!set": self._set,
+            "!source": self._source,
         }
 
     def run(self) -> None:
@@ -59,16 +63,19 @@ class Session:
                 self._terminal.complain(str(error))
 
     def _answer(self, line: str) -> None:
-        with closing(self._conversation.ask(line)) as pieces:
+        view = AnswerView(self._terminal)
+        with closing(self._conversation.events(line)) as events:
             self._terminal.begin_answer()
             try:
-                for piece in pieces:
-                    self._terminal.write(piece)
+                for event in events:
+                    view.take(event)
             except KeyboardInterrupt:
-                pieces.close()
+                events.close()
                 self._terminal.end_answer(stopped=True)
             else:
                 self._terminal.end_answer(stopped=False)
+        self._notes = list(view.notes)
+        view.close()
 
     def _command(self, line: str) -> None:
         name, _, rest = line.partition(" ")
@@ -104,3 +111,15 @@ class Session:
             self._conversation.set(parse_settings(words))
         settings = self._conversation.settings
         self._terminal.show("\n".join(f"{name}={value}" for name, value in settings.items() if value is not None))
+
+    def _source(self, words: list[str]) -> None:
+        if not self._notes:
+            raise InputError("the latest answer cites no sources")
+        if not words:
+            return self._terminal.sources(self._notes)
+        chosen = [note for note in self._notes if [str(note.number)] == words or [note.mark] == words]
+        if not chosen:
+            raise InputError(
+                f"!source takes the number of a footnote, 1 to {len(self._notes)}, not {' '.join(words)!r}"
+            )
+        return self._terminal.show(f"{chosen[0].mark} {chosen[0].heading}\n{chosen[0].opened}")

@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib
 import sys
 import unicodedata
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Protocol, TextIO
 
 from rich.console import Console
+from rich.style import Style
 from rich.text import Text
 
+from quarterdeck.cli.footnotes import Footnote, Screen
 
-class Terminal(Protocol):
+
+class Terminal(Screen, Protocol):
     """What a session needs."""
 
     def read(self) -> str | None:
@@ -21,10 +25,6 @@ class Terminal(Protocol):
 
     def begin_answer(self) -> None:
         """An answer comes next."""
-        ...
-
-    def write(self, piece: str) -> None:
-        """Show a piece of the answer at once."""
         ...
 
     def end_answer(self, *, stopped: bool) -> None:
@@ -56,6 +56,19 @@ class PlainTerminal:
     def write(self, piece: str) -> None:
         """The piece itself."""
         print(piece, end="", file=self._target, flush=True)
+
+    def mark(self, note: Footnote) -> None:
+        """Its number in brackets."""
+        self.write(note.mark)
+
+    def remark(self, text: str) -> None:
+        """A line of its own."""
+        self.show(text)
+
+    def sources(self, notes: Iterable[Footnote]) -> None:
+        """A paragraph of footnotes."""
+        lines = [line for note in notes for line in note.lines()]
+        self.show("\n".join(["", "Sources", *lines, ""]))
 
     def end_answer(self, *, stopped: bool) -> None:
         """A line break."""
@@ -92,7 +105,24 @@ class RichTerminal:
 
     def write(self, piece: str) -> None:
         """The piece as text: neither markup nor the terminal's own control sequences in it have an effect."""
-        self._print(_without_controls(piece), end="")
+        self._print(piece, end="")
+
+    def mark(self, note: Footnote) -> None:
+        """Its number in brackets, which terminals that can do so open when it is clicked on."""
+        self._print(note.mark, Style(color="cyan", link=note.link), end="")
+
+    def remark(self, text: str) -> None:
+        """A line of its own, dimmed."""
+        self._print(text, "dim italic")
+
+    def sources(self, notes: Iterable[Footnote]) -> None:
+        """The footnotes, with links where there is something to open."""
+        self._print("\nSources", "bold")
+        for note in notes:
+            first, *others = note.lines()
+            self._print(first, Style(color="cyan", link=note.link))
+            for line in others:
+                self._print(line, "dim")
 
     def end_answer(self, *, stopped: bool) -> None:
         """A line break."""
@@ -106,8 +136,8 @@ class RichTerminal:
         """The text in red."""
         self._print(text, "red")
 
-    def _print(self, text: str, style: str = "", end: str = "\n") -> None:
-        self._console.print(Text(text, style=style), end=end, soft_wrap=True)
+    def _print(self, text: str, style: str | Style = "", end: str = "\n") -> None:
+        self._console.print(Text(_without_controls(text), style=style), end=end, soft_wrap=True)
 
 
 def _without_controls(text: str) -> str:
@@ -118,5 +148,12 @@ def _without_controls(text: str) -> str:
 def open_terminal() -> Terminal:
     """A rich one if a person sits at both ends, else a plain one."""
     if sys.stdin.isatty() and sys.stdout.isatty():
+        return RichTerminal(Console(highlight=False))
+    return PlainTerminal(sys.stdin, sys.stdout, sys.stderr)
+
+
+def open_screen() -> Screen:
+    """A rich one if a person reads the output, else a plain one."""
+    if sys.stdout.isatty():
         return RichTerminal(Console(highlight=False))
     return PlainTerminal(sys.stdin, sys.stdout, sys.stderr)
