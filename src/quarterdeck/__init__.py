@@ -14,60 +14,83 @@ from quarterdeck.errors import QuarterdeckError
 if TYPE_CHECKING:
     from quarterdeck.auto import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
     from quarterdeck.cache import Cache, DynamicCache, StaticCache
+    from quarterdeck.chat.agent import Agent
+    from quarterdeck.chat.messages import Citation, Document, Message, Tool, ToolCall
+    from quarterdeck.chat.response import ChatResponse
+    from quarterdeck.chat.sampling import SamplingParams
     from quarterdeck.config import CohereConfig
     from quarterdeck.generation.config import GenerationConfig
     from quarterdeck.generation.processors import LogitsProcessor, LogitsProcessorList
     from quarterdeck.generation.stopping import StoppingCriteria, StoppingCriteriaList
     from quarterdeck.generation.streamers import TextIteratorStreamer, TextStreamer
+    from quarterdeck.llm import LLM
     from quarterdeck.model import CohereForCausalLM, CohereModel
     from quarterdeck.pipelines import pipeline
     from quarterdeck.tokenizer import BatchEncoding, CohereTokenizerFast
 
 __all__ = [
+    "LLM",
+    "Agent",
     "AutoConfig",
     "AutoModel",
     "AutoModelForCausalLM",
     "AutoTokenizer",
     "BatchEncoding",
     "Cache",
+    "ChatResponse",
+    "Citation",
     "CohereConfig",
     "CohereForCausalLM",
     "CohereModel",
     "CohereTokenizerFast",
+    "Document",
     "DynamicCache",
     "GenerationConfig",
     "LogitsProcessor",
     "LogitsProcessorList",
+    "Message",
     "QuarterdeckError",
+    "SamplingParams",
     "StaticCache",
     "StoppingCriteria",
     "StoppingCriteriaList",
     "TextIteratorStreamer",
     "TextStreamer",
+    "Tool",
+    "ToolCall",
     "__version__",
     "pipeline",
 ]
 
 _HOMES = {
+    "Agent": "chat.agent",
     "AutoConfig": "auto",
     "AutoModel": "auto",
     "AutoModelForCausalLM": "auto",
     "AutoTokenizer": "auto",
     "BatchEncoding": "tokenizer",
     "Cache": "cache",
+    "ChatResponse": "chat.response",
+    "Citation": "chat.messages",
     "CohereConfig": "config",
     "CohereForCausalLM": "model",
     "CohereModel": "model",
     "CohereTokenizerFast": "tokenizer",
+    "Document": "chat.messages",
     "DynamicCache": "cache",
     "GenerationConfig": "generation.config",
+    "LLM": "llm",
     "LogitsProcessor": "generation.processors",
     "LogitsProcessorList": "generation.processors",
+    "Message": "chat.messages",
+    "SamplingParams": "chat.sampling",
     "StaticCache": "cache",
     "StoppingCriteria": "generation.stopping",
     "StoppingCriteriaList": "generation.stopping",
     "TextIteratorStreamer": "generation.streamers",
     "TextStreamer": "generation.streamers",
+    "Tool": "chat.messages",
+    "ToolCall": "chat.messages",
     "pipeline": "pipelines",
 }
 
