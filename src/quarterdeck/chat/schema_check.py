@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from quarterdeck.chat.grammar_formats import FORMATS
+from quarterdeck.chat.grammar_formats import FORMATS, has_format
 from quarterdeck.chat.json_text import check_writable, shown
 from quarterdeck.errors import ChatError
 
@@ -220,4 +220,4 @@ def _accepts_text(schema: Mapping[str, Any], value: str) -> bool:
             return False
     except re.error as error:
         raise ChatError(f"the pattern {schema['pattern']!r} is no regular expression: {error}") from error
-    return "format" not in schema or re.fullmatch(FORMATS[schema["format"]], value) is not None
+    return "format" not in schema or has_format(schema["format"], value)
