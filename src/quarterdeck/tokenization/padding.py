@@ -51,7 +51,15 @@ def pad_encoded(
 def _as_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     if not rows or not all(isinstance(row, Mapping) for row in rows):
         raise TokenizerError("pad needs an encoding or a list of encodings, each a dictionary, and at least one")
-    return {name: [row[name] for row in rows] for name in rows[0]}
+    names = rows[0].keys()
+    for number, row in enumerate(rows):
+        if row.keys() != names:
+            odd = ", ".join(repr(name) for name in sorted(map(str, row.keys() ^ names)))
+            raise TokenizerError(
+                f"pad: encodings 0 and {number} do not have the same inputs; only one of them has {odd}: add what is "
+                "missing, or leave it out of all"
+            )
+    return {name: [row[name] for row in rows] for name in names}
 
 
 def _check_columns(columns: Mapping[str, Any], main_input: str) -> None:
