@@ -26,8 +26,8 @@ class Surrounding(ChatTemplating):
 
     @add_bos_token.setter
     def add_bos_token(self, value: bool) -> None:
+        self._backend.post_processor = self._made_post_processor(value, self._add_eos_token)
         self._add_bos_token = value
-        self.update_post_processor()
 
     @property
     def add_eos_token(self) -> bool:
@@ -36,8 +36,8 @@ class Surrounding(ChatTemplating):
 
     @add_eos_token.setter
     def add_eos_token(self, value: bool) -> None:
+        self._backend.post_processor = self._made_post_processor(self._add_bos_token, value)
         self._add_eos_token = value
-        self.update_post_processor()
 
     def update_post_processor(self) -> None:
         """Makes encoding use the present ``bos_token`` and ``eos_token``; call it after setting one of these.
@@ -45,9 +45,12 @@ class Surrounding(ChatTemplating):
         Raises:
             TokenizerError: ``add_bos_token`` or ``add_eos_token`` is set and there is no such token.
         """
-        begin = backends.around_token("bos_token", self.bos_token, self.bos_token_id) if self.add_bos_token else None
-        end = backends.around_token("eos_token", self.eos_token, self.eos_token_id) if self.add_eos_token else None
-        self._backend.post_processor = backends.post_processor(begin, end)
+        self._backend.post_processor = self._made_post_processor(self._add_bos_token, self._add_eos_token)
+
+    def _made_post_processor(self, add_bos: bool, add_eos: bool) -> Any:
+        begin = backends.around_token("bos_token", self.bos_token, self.bos_token_id) if add_bos else None
+        end = backends.around_token("eos_token", self.eos_token, self.eos_token_id) if add_eos else None
+        return backends.post_processor(begin, end)
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: Sequence[int], token_ids_1: Sequence[int] | None = None
