@@ -20,6 +20,8 @@ from tokenizer_support import TEXTS
 
 pytest_plugins = ["tokenizer_fixtures"]
 
+OVERFLOW = {"return_overflowing_tokens": True}
+
 
 def test_one_text_gives_flat_lists_and_several_give_rows(tiny: CohereTokenizerFast) -> None:
     one, several = tiny("a penguin"), tiny(["a penguin", "two"])
@@ -58,7 +60,11 @@ def test_padding_is_on_the_left(tiny: CohereTokenizerFast) -> None:
         (("a",), {"max_length": -1, "truncation": True}, "max_length=-1"),
         (("a",), {"max_length": 2.5, "truncation": True}, "max_length=2.5"),
         (("a", "b"), {"max_length": 1, "truncation": True}, "no room for the 2 special tokens; give 2 or more"),
-        (("a b c",), {"max_length": 4, "truncation": True, "stride": 3}, "give a stride below 3"),
+        (("a b c",), {"max_length": 4, "truncation": True, "stride": 3, **OVERFLOW}, "or a stride below 3"),
+        (("a b c",), {"max_length": 1, "truncation": True, "stride": 3, **OVERFLOW}, "give a max_length of 5 or more$"),
+        ((["a", ("b", "c", "d")],), {}, "text 1 is a tuple of 3; give a str, or a pair"),
+        ((["a", "b\ud83dc"],), {}, r"text 1 has a lone surrogate, '\\ud83d', at character 1"),
+        ((["a", ("b", "\udc00")],), {}, "text 1 has a lone surrogate"),
         (("a b c",), {"max_length": 3, "truncation": "only_second"}, "cannot be encoded: .*not provided"),
         (("a b c", "x" * 99), {"max_length": 5, "truncation": "only_first"}, "too short"),
         (
@@ -300,3 +306,75 @@ def test_importing_is_light() -> None:
     code = "import sys, quarterdeck.tokenizer; print(sorted({'torch', 'jinja2', 'huggingface_hub'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_pair_anywhere_in_a_batch_is_cut(tiny: CohereTokenizerFast) -> None:
+    rows = tiny(["c", ("a b c d e", "f g h")], truncation=True, max_length=3)["input_ids"]
+    assert [len(row) for row in rows] == [2, 3]
+    with pytest.raises(TokenizerError, match="no room for the 2 special tokens"):
+        tiny(["c", ("a", "b")], truncation=True, max_length=1)
+
+
+def test_a_stride_counts_only_with_overflow(tiny: CohereTokenizerFast) -> None:
+    whole = tiny("a b c d e f", truncation=True, max_length=4)
+    assert tiny("a b c d e f", truncation=True, max_length=4, stride=9)["input_ids"] == whole["input_ids"]
+
+
+def test_a_stride_has_all_the_room_when_no_special_tokens_are_added(tiny: CohereTokenizerFast) -> None:
+    tiny.add_eos_token = True
+    options: dict[str, Any] = {"truncation": True, "max_length": 2, "stride": 1, **OVERFLOW}
+    rows = tiny("1234", add_special_tokens=False, **options)["input_ids"]
+    ids = tiny("1234", add_special_tokens=False)["input_ids"]
+    assert rows == [ids[start : start + 2] for start in range(len(ids) - 1)]
+    assert tiny("1")["input_ids"] == [tiny.bos_token_id, *tiny("1", add_special_tokens=False)["input_ids"],
+                                      tiny.eos_token_id]  # fmt: skip
+
+
+@pytest.mark.parametrize("texts", [("1", "234567"), ("123456", "7"), ("12345", "67890")])
+@pytest.mark.parametrize("strategy", ["longest_first", "only_first", "only_second"])
+@pytest.mark.parametrize("max_length", range(2, 12))
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_pairs_with_a_stride_never_make_the_library_panic(
+    tiny: CohereTokenizerFast,
+    texts: tuple[str, str],
+    strategy: str,
+    max_length: int,
+    stride: int,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    options: dict[str, Any] = {"truncation": strategy, "max_length": max_length, "stride": stride, **OVERFLOW}
+    try:
+        rows = tiny([texts], **options)["input_ids"]
+    except TokenizerError as error:
+        assert "panic" not in str(error) + repr(error.__cause__)
+    else:
+        assert max(map(len, rows)) <= max_length
+    assert capfd.readouterr().err == ""
+
+
+def test_a_pair_is_refused_with_a_length_that_will_do(tiny: CohereTokenizerFast) -> None:
+    options: dict[str, Any] = {"truncation": True, "stride": 2, **OVERFLOW}
+    with pytest.raises(TokenizerError, match=r"give a stride below 2, or a larger max_length \(6 \+ 2 will do\)"):
+        tiny([("12345", "67890")], max_length=6, **options)
+    assert len(tiny([("12345", "67890")], max_length=8, **options)["input_ids"]) > 1
+
+
+def test_pad_refuses_rows_with_different_inputs(tiny: CohereTokenizerFast) -> None:
+    whole, bare = tiny("a b"), {"input_ids": [5]}
+    for rows in ([whole, bare], [bare, whole]):
+        with pytest.raises(TokenizerError, match="encodings 0 and 1 do not have the same inputs.*'attention_mask'"):
+            tiny.pad(rows)
+
+
+def test_a_refused_token_around_texts_changes_nothing(tiny: CohereTokenizerFast) -> None:
+    before = tiny("a b")["input_ids"]
+    tiny.eos_token = None
+    with pytest.raises(TokenizerError, match="add_eos_token=True needs a eos_token"):
+        tiny.add_eos_token = True
+    assert not tiny.add_eos_token
+    tiny.update_post_processor()
+    assert tiny("a b")["input_ids"] == before
+    tiny.add_bos_token, tiny.bos_token = False, None
+    with pytest.raises(TokenizerError, match="add_bos_token=True needs a bos_token"):
+        tiny.add_bos_token = True
+    assert not tiny.add_bos_token

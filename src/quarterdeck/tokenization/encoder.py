@@ -6,17 +6,19 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Unpack
 
 from tokenizers import Encoding, Tokenizer
 
-from quarterdeck.errors import TokenizerError
+from quarterdeck.errors import QuarterdeckError, TokenizerError
 from quarterdeck.tokenization.encoding import BatchEncoding
 from quarterdeck.tokenization.options import (
     NO_LIMIT,
     EncodeKeywords,
     EncodeOptions,
     Lengths,
+    check_pair_room,
     check_room,
     check_side,
     resolve_lengths,
@@ -241,18 +243,28 @@ class Encoder(SpecialTokens):
         _check_texts(texts, options.is_split_into_words)
         lengths = resolve_lengths(options, self.model_max_length)
         if lengths.truncation != "do_not_truncate":
-            are_pairs = isinstance(texts[0], tuple) if texts and not options.is_split_into_words else False
+            are_pairs = any(_is_pair(text, options.is_split_into_words) for text in texts)
             around = self.num_special_tokens_to_add(are_pairs) if options.add_special_tokens else 0
-            check_room(lengths.max_length or 0, options.stride, around)
+            check_room(lengths.max_length or 0, _repeated(options), around)
+            if are_pairs and _repeated(options):
+                self._check_pairs(texts, options, lengths, around)
         encodings = self._backend_encode(texts, options, lengths)
         return self._as_batch(encodings, options)
+
+    def _check_pairs(self, texts: Sequence[Any], options: EncodeOptions, lengths: Lengths, around: int) -> None:
+        """Refuses pairs that the library cannot cut with a stride; how long they are is known once they are encoded."""
+        pairs = [text for text in texts if _is_pair(text, options.is_split_into_words)]
+        whole = Lengths("do_not_pad", "do_not_truncate", None)
+        for encoding in self._backend_encode(pairs, replace(options, add_special_tokens=False), whole):
+            sizes = (encoding.sequence_ids.count(0), encoding.sequence_ids.count(1))
+            check_pair_room(sizes, lengths, around, _repeated(options))
 
     def _backend_encode(self, texts: Sequence[Any], options: EncodeOptions, lengths: Lengths) -> list[Encoding]:
         split_special = (
             self.split_special_tokens if options.split_special_tokens is None else options.split_special_tokens
         )
-        with self._backend_set(options, lengths, split_special):
-            try:
+        try:
+            with self._backend_set(options, lengths, split_special):
                 return list(
                     self._backend.encode_batch(
                         list(texts),
@@ -260,10 +272,13 @@ class Encoder(SpecialTokens):
                         is_pretokenized=options.is_split_into_words,
                     )
                 )
-            except BaseException as error:  # the library raises Exception itself, and worse if a text is short
-                if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-                    raise TokenizerError(f"the text cannot be encoded: {error}") from error
-                raise
+        except QuarterdeckError:
+            raise
+        except BaseException as error:  # the library raises Exception itself, and worse if a text is short
+            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+                _check_characters(texts)
+                raise TokenizerError(f"the text cannot be encoded: {error}") from error
+            raise
 
     @contextmanager
     def _backend_set(self, options: EncodeOptions, lengths: Lengths, split_special: bool) -> Iterator[None]:
@@ -273,11 +288,15 @@ class Encoder(SpecialTokens):
         saved afterwards must not carry the last call's lengths in its file.
         """
         with self._lock:
+            bare = lengths.truncation != "do_not_truncate" and not options.add_special_tokens and _repeated(options)
+            around = self._backend.post_processor if bare else None
             try:
+                if bare:
+                    self._backend.post_processor = None  # or the library leaves room for what it will not add
                 if lengths.truncation != "do_not_truncate":
                     self._backend.enable_truncation(
                         lengths.max_length,
-                        stride=options.stride,
+                        stride=_repeated(options),
                         strategy=lengths.truncation,
                         direction=self.truncation_side,
                     )
@@ -287,6 +306,8 @@ class Encoder(SpecialTokens):
                     self._backend.encode_special_tokens = split_special
                 yield
             finally:
+                if bare:
+                    self._backend.post_processor = around
                 if self._backend.truncation is not None:
                     self._backend.no_truncation()
                 if self._backend.padding is not None:
@@ -343,6 +364,17 @@ class Encoder(SpecialTokens):
             _log.warning("a text has %d tokens and the model reads %d at most", longest, self.model_max_length)
 
 
+def _repeated(options: EncodeOptions) -> int:
+    """The tokens that rows of overflow repeat; without such rows there is nothing to repeat."""
+    return options.stride if options.return_overflowing_tokens else 0
+
+
+def _is_pair(text: Any, are_words: bool) -> bool:
+    if are_words:
+        return isinstance(text, list | tuple) and len(text) == 2 and all(isinstance(one, list | tuple) for one in text)
+    return isinstance(text, tuple)
+
+
 def _check_texts(texts: Sequence[Any], are_words: bool) -> None:
     """Refuses what the backend would refuse with a less helpful message.
 
@@ -350,9 +382,29 @@ def _check_texts(texts: Sequence[Any], are_words: bool) -> None:
         TokenizerError: naming the first thing that is no text.
     """
     for number, item in enumerate(texts):
+        if isinstance(item, tuple) and not are_words and len(item) != 2:
+            raise TokenizerError(f"text {number} is a tuple of {len(item)}; give a str, or a pair (str, str)")
         for text in item if isinstance(item, tuple) and not are_words else [item]:
             if are_words and isinstance(text, list | tuple):
                 continue
             if are_words or not isinstance(text, str):
                 expected = "a list of words" if are_words else "a str (or set is_split_into_words=True for words)"
                 raise TokenizerError(f"text {number} is {str(text)[:60]!r}, a {type(text).__name__}; give {expected}")
+
+
+def _check_characters(texts: Sequence[Any]) -> None:
+    """Names the first text that has no UTF-8, which is what a half of a surrogate pair has not.
+
+    Raises:
+        TokenizerError: with the place of the character.
+    """
+    for number, item in enumerate(texts):
+        for text in [item] if isinstance(item, str) else item:
+            for word in [text] if isinstance(text, str) else text:
+                try:
+                    word.encode("utf-8")
+                except UnicodeEncodeError as error:
+                    raise TokenizerError(
+                        f"text {number} has a lone surrogate, {word[error.start]!r}, at character {error.start}: it "
+                        "is no character; decode the text's bytes as UTF-8, or with errors='replace'"
+                    ) from error

@@ -202,11 +202,46 @@ def check_room(max_length: int, stride: int, around: int) -> None:
         raise TokenizerError(
             f"max_length={max_length} has no room for the {around} special tokens; give {around} or more"
         )
-    if stride and stride >= max_length - around:
+    room = max_length - around
+    if stride and stride >= room:
+        smaller = f", or a stride below {room}" if room > 0 else ""
         raise TokenizerError(
-            f"stride={stride} repeats all of the {max_length - around} tokens that max_length={max_length} leaves for "
-            f"a text; give a stride below {max_length - around}"
+            f"stride={stride} repeats all of the {room} tokens that max_length={max_length} leaves for a text; give "
+            f"a max_length of {around + stride + 1} or more{smaller}"
         )
+
+
+def check_pair_room(lengths: tuple[int, int], cut: Lengths, around: int, stride: int) -> None:
+    """Refuses to cut a pair where the library would end in a panic: a text that keeps no more than is repeated.
+
+    Args:
+        lengths: tokens of the two texts, uncut.
+        cut: how they will be cut.
+        around: special tokens of a pair.
+        stride: see `EncodeOptions`.
+
+    Raises:
+        TokenizerError: naming the text, and the smallest ``max_length`` that will surely do.
+    """
+    room = (cut.max_length or 0) - around
+    excess = sum(lengths) - room
+    if excess <= 0:
+        return
+    if cut.truncation == "longest_first":
+        shorter, longer = min(lengths), max(min(lengths), room - min(lengths))
+        if shorter + longer > room:
+            shorter, longer = room // 2, room - room // 2
+        kept = (longer, shorter) if lengths[0] > lengths[1] else (shorter, longer)
+    else:
+        first = cut.truncation == "only_first"
+        kept = (lengths[0] - excess, lengths[1]) if first else (lengths[0], lengths[1] - excess)
+    for number in (0, 1):
+        if 0 < kept[number] <= stride and kept[number] < lengths[number]:
+            raise TokenizerError(
+                f"stride={stride} repeats all of the {kept[number]} tokens that max_length={cut.max_length} leaves "
+                f"for text {number + 1} of a pair; give a stride below {kept[number]}, or a larger max_length "
+                f"({cut.max_length} + {2 * (stride + 1 - kept[number])} will do)"
+            )
 
 
 def check_side(name: str, side: str | None) -> None:
