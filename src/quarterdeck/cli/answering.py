@@ -201,9 +201,15 @@ class Answerer:
         matcher = None if grammar is None else self._grammars().compile(grammar)
         return self._generate(prompt.token_ids(self.tokenizer), settings, matcher, prefix)
 
-    def room(self, prompt: Prompt) -> int:
-        """How many tokens an answer to the prompt can have at most; less than 1 if the prompt itself is too long."""
-        return self.model.config.context_length - len(prompt.token_ids(self.tokenizer))
+    def count(self, prompt: Prompt) -> int:
+        """How many tokens a prompt has."""
+        return len(prompt.token_ids(self.tokenizer))
+
+    @property
+    def budget(self) -> int:
+        """Most tokens of a prompt that leave room for an answer: a quarter of the context, or its greatest length."""
+        context = self.model.config.context_length
+        return context - min(self.settings.max_new_tokens or context, context // 4)
 
     def _generate(
         self,

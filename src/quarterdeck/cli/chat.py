@@ -30,7 +30,8 @@ session running. If standard input is no terminal, each of its lines is answered
 
 {DOCUMENTS_HELP}
   In a folder all files of these kinds are read, also in folders within it; hidden ones are passed over. If all
-  documents are too long for the model's context, each question gets those that share the most words with it.
+  documents are too long for the model's context, each question gets those that share the most words with it
+  and with the one before it.
 """
 
 

@@ -14,8 +14,9 @@ from quarterdeck.chat.grammar import Grammar
 from quarterdeck.chat.messages import Document, Event, Message, MessageEnd, TextDelta
 from quarterdeck.chat.response import ChatResponse
 from quarterdeck.chat.sampling import SamplingParams
-from quarterdeck.chat.template import CitationMode, Prompt
+from quarterdeck.chat.template import CitationMode, Prompt, render
 from quarterdeck.cli.answering import Answerer, ModelText, check_text, drawing
+from quarterdeck.cli.shelf import Shelf
 from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.generation.prefix import PrefixCache
 
@@ -72,6 +73,8 @@ class Conversation:
         self._answerer = answerer
         self._system = system
         self._grounds = grounds or Grounds()
+        documents = self._grounds.documents
+        self._shelf = None if documents is None else Shelf(documents, answerer.count)
         self._prefix = PrefixCache() if reuse else None
         self.clear()
 
@@ -118,7 +121,18 @@ class Conversation:
         mode = self._grounds.citation_mode
         if self._grounds.tools:
             return Agent(self._raw, self._grounds.tools, citation_mode=mode).stream(self.messages)
-        return stream_answer(self._raw, self.messages, documents=self._grounds.documents, citation_mode=mode)
+        return stream_answer(self._raw, self.messages, documents=self._documents(), citation_mode=mode)
+
+    def _documents(self) -> list[Document] | None:
+        """Those for the latest question, which may mean what the one before it was about."""
+        if self._shelf is None:
+            return None
+        questions = [message["content"] for message in self.messages if message["role"] == "user"][-2:]
+
+        def prompt(documents: Sequence[Document]) -> Prompt:
+            return render(self.messages, documents=documents, citation_mode=self._grounds.citation_mode)
+
+        return self._shelf.chosen("\n".join(questions), prompt, self._answerer.budget)
 
     def _raw(
         self, prompt: Prompt, *, grammar: Grammar | None = None, sampling_params: SamplingParams | None = None
