@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -88,6 +89,16 @@ def test_calls_of_tools() -> None:
         assert re.fullmatch(rf"{call.name}_[a-z0-9]{{12}}", call.id)
     assert len({call.id for call in response.tool_calls}) == 2
     assert Message.of(response.message.to_dict()) == response.message
+
+
+def test_a_response_as_plain_values() -> None:
+    response = answer(Scripted(GROUNDED), "Where?", documents=DOCUMENTS)
+    plain = response.to_dict()
+    assert list(plain) == ["text", "citations", "tool_plan", "tool_calls", "finish_reason", "usage"]
+    assert plain["citations"][0]["sources"][0]["document"] == {"id": "doc:0", **DOCUMENTS[0]}
+    assert json.loads(json.dumps(plain)) == plain
+    plain["usage"]["input_tokens"] = 99
+    assert response.usage.input_tokens == 0
 
 
 def test_ids_of_calls_are_new_each_time() -> None:
@@ -373,6 +384,11 @@ def test_the_turn_ends_at_its_token() -> None:
     model = Scripted("Ahoy.<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|USER_TOKEN|>And?", cut=characters)
     assert answer(model, "Hi").text == "Ahoy."
     assert "".join(model.given) == "Ahoy.<|END_OF_TURN_TOKEN|>"
+
+
+def test_a_model_that_knows_its_tokens_may_speak_of_them() -> None:
+    """There the end of a turn is an id, and what is spelled is text, from which it is only taken out."""
+    assert answer(streaming(Stream(["The token <EOS_TOKEN> ends it."])), "Hi").text == "The token  ends it."
 
 
 @pytest.mark.parametrize(

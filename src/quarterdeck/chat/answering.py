@@ -30,7 +30,8 @@ from quarterdeck.chat.visible import VisibleEvents
 from quarterdeck.errors import ChatError
 
 END_OF_TURN = ("<|END_OF_TURN_TOKEN|>", "<EOS_TOKEN>")
-"""Control tokens after which nothing belongs to the answer."""
+"""Control tokens after which nothing belongs to the answer. A `TextStream` can tell them from text that spells them and
+has ended there; in other text the spelling counts."""
 
 
 class Generate(Protocol):
@@ -137,11 +138,12 @@ class _Turn:
         self.prompt = request.prompt()
         grammar = request.grammar(self.prompt)
         self._parser = Parser(request.parsed_as(self.prompt), self.prompt.sources, request.citation_mode)
-        self._ender = Scrubber(control_tokens(), ends=END_OF_TURN)
         self.visible = VisibleEvents(request.stops)
         self._stream = generate(self.prompt, grammar=grammar, sampling_params=request.sampling_params)
         if not isinstance(self._stream, Iterable):
             raise ChatError(f"generate returns an iterable of strings, not {kind(self._stream)}")
+        ends = () if isinstance(self._stream, TextStream) else END_OF_TURN
+        self._ender = Scrubber(control_tokens(), ends=ends)
         self._chunks = iter(self._stream)
         self._is_over = False
 

@@ -79,7 +79,7 @@ class ChatResponse:
             "tool_plan": self.tool_plan,
             "tool_calls": [call.to_dict() for call in self.tool_calls],
             "finish_reason": self.finish_reason,
-            "usage": vars(self.usage),
+            "usage": dict(vars(self.usage)),
         }
 
 
