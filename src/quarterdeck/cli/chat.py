@@ -65,7 +65,9 @@ def execute(arguments: argparse.Namespace) -> int:
             raise UsageError(f"--{name.replace('_', '-')} needs a temperature over 0: without it nothing is drawn")
     options = options_of(arguments)
     if arguments.tools is not None:
-        options["tools"] = load_functions(arguments.tools)
+        from quarterdeck.chat.conversation import read_tools
+
+        options["tools"] = read_tools(load_functions(arguments.tools))
     if arguments.documents == "-":
         listen_to_the_terminal()
     # here, since they import torch and rich, which --help need not wait for

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from quarterdeck.chat.agent import Agent, AgentResult
 from quarterdeck.chat.answering import AnswerStream, stream_answer
 from quarterdeck.chat.grammar import Grammar
-from quarterdeck.chat.messages import Document, Event, Message, MessageEnd, TextDelta
+from quarterdeck.chat.messages import Document, Event, Message, MessageEnd, TextDelta, Tool
 from quarterdeck.chat.response import ChatResponse
 from quarterdeck.chat.sampling import SamplingParams
 from quarterdeck.chat.template import CitationMode, Prompt, render
@@ -45,12 +45,12 @@ class Grounds:
 
     Args:
         documents: None is no grounding.
-        tools: functions that the model may call.
+        tools: those that the model may call, with their functions.
         citation_mode: as in `render`.
     """
 
     documents: Sequence[Document] | None = None
-    tools: Sequence[Callable[..., Any]] = ()
+    tools: Sequence[Tool] = ()
     citation_mode: CitationMode = "accurate"
 
 
@@ -73,7 +73,9 @@ class Conversation:
         self._answerer = answerer
         self._system = system
         self._grounds = grounds or Grounds()
-        documents = self._grounds.documents
+        tools, documents = self._grounds.tools, self._grounds.documents
+        mode = self._grounds.citation_mode
+        self._agent = Agent(self._raw, tools, citation_mode=mode) if tools else None
         self._shelf = None if documents is None else Shelf(documents, answerer.count)
         self._prefix = PrefixCache() if reuse else None
         self.clear()
@@ -118,9 +120,9 @@ class Conversation:
                 self.messages.pop()
 
     def _stream(self) -> Generator[Event] | AnswerStream:
+        if self._agent is not None:
+            return self._agent.stream(self.messages)
         mode = self._grounds.citation_mode
-        if self._grounds.tools:
-            return Agent(self._raw, self._grounds.tools, citation_mode=mode).stream(self.messages)
         return stream_answer(self._raw, self.messages, documents=self._documents(), citation_mode=mode)
 
     def _documents(self) -> list[Document] | None:

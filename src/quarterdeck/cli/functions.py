@@ -46,7 +46,8 @@ def load_functions(wanted: FunctionNames) -> list[Callable[..., Any]]:
     module = _module(wanted.module)
     missing = [name for name in wanted.names if not callable(getattr(module, name, None))]
     if missing:
-        there = [name for name, value in vars(module).items() if inspect.isfunction(value) and name[0] != "_"]
+        own = inspect.getmembers(module, lambda value: inspect.isfunction(value) and value.__module__ == wanted.module)
+        there = [name for name, _ in own if not name.startswith("_")]
         raise InputError(
             f"the module {wanted.module} has no function {', '.join(missing)}; it has {', '.join(there) or 'none'}"
         )
