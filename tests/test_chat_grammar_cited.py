@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chat_grammar_support import accepts, write
@@ -25,7 +25,7 @@ def sources(numbers: list[int]) -> list[Source]:
     return [Source("document", f"doc:{number}", number, {}) for number in numbers]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.integers(0, 30), max_size=4, unique=True),
     st.sampled_from(["accurate", "fast", "off"]),

@@ -6,7 +6,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chat_grammar_support import NAMES, NUMBERS, VALUES, schemas, validator
@@ -22,7 +22,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(schemas, json_values)
 def test_values_are_judged_as_elsewhere(schema: Any, value: Any) -> None:
     theirs = jsonschema.Draft202012Validator(schema).is_valid(value)  # formats aside: ours allow less
@@ -32,7 +32,7 @@ def test_values_are_judged_as_elsewhere(schema: Any, value: Any) -> None:
         assert validator(schema).is_valid(value)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(schemas.filter(lambda schema: "anyOf" not in schema and "allOf" not in schema), min_size=2, max_size=3),
     json_values,
@@ -90,7 +90,7 @@ def test_values_of_formats_are_judged_by_their_specification(name: str, right: l
     assert [text for text in wrong if accepts({"format": name}, text, True, "it")] == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data(), st.sampled_from(list(FORMATS)))
 def test_what_grammars_write_has_its_format(data: st.DataObject, name: str) -> None:
     text = data.draw(st.from_regex(rf"\A(?:{FORMATS[name]})\Z"))
