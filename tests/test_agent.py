@@ -398,6 +398,12 @@ def test_what_is_wrong_with_arguments(arguments: dict[str, Any], wrong: str | No
     assert violation(arguments, SCHEMA) == wrong
 
 
+def test_schemas_that_cannot_be_understood() -> None:
+    for parameters in ({"properties": {"x": {"$ref": "#/properties/x"}}}, {"properties": {"x": {"enum": 3}}}):
+        with pytest.raises(ChatError, match="cannot be understood"):
+            violation({"x": 1}, parameters)
+
+
 def test_objects_may_be_open() -> None:
     assert violation({"x": 1}, {"additionalProperties": True}) is None
     assert violation({"x": "1"}, {"additionalProperties": {"type": "integer"}}) == "x is to be integer, not '1'"

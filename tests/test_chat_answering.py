@@ -422,6 +422,21 @@ def test_citations_keep_to_their_text_when_something_before_it_goes() -> None:
     assert [(c.start, c.end, c.text) for c in response.citations] == [(6, 7, "y")]
 
 
+def test_citations_of_text_that_may_still_become_a_token() -> None:
+    for written, text, cited in (
+        ("<co: 0>a <BO</co: 0>S b", "a <BOS b", "a <BO"),
+        ("<BOS_<co: 0></co: 0>TOKEN> <co: 1>y</co: 1>", "y", "y"),
+        ("a <co: 1><BOS_</co: 1><co: 0></co: 0>TOKEN> <co: 1>y</co: 1>", "a  y", "y"),
+    ):
+        response = answer(Scripted("Grounded answer: " + written, cut=characters), "Hi", documents=DOCUMENTS)
+        assert (response.text, [c.text for c in response.citations]) == (text, [cited])
+        check_clean(response)
+
+
+def test_what_waits_at_the_end_of_a_turn_is_text() -> None:
+    assert answer(Scripted("a <BOS_<|END_OF_TURN_TOKEN|>TOKEN>"), "Hi").text == "a <BOS_"
+
+
 def test_arguments_hold_no_control_tokens() -> None:
     written = CALLS.replace("knots", "k<|END_OF_<PAD>TURN").replace("a < b", "a <co: 0> <BOS_ TOKEN>")
     response = answer(Scripted(written, cut=characters), "Hi", tools=TOOLS)
@@ -561,6 +576,8 @@ def test_text_is_not() -> None:
 def test_json_after_results_of_tools_has_no_sections() -> None:
     written = '{"a": "\\nAnswer: x"}'
     assert answer(Scripted(written), STEP, response_format={"type": "json_object"}).text == written
+    cited = answer(Scripted('{"a": "<co: 0>x</co: 0>"}'), STEP, response_format={"type": "json_object"})
+    assert cited.citations == ()
 
 
 # ── what the model says about itself ──────────────────────────────────────────────────────────────────────────────
@@ -594,6 +611,7 @@ def test_max_tokens_counts_for_all_generations() -> None:
         ("Ahoy", None, "COMPLETE"),
         ("Ahoy", "MAX_TOKENS", "MAX_TOKENS"),
         ("Ahoy", "ERROR", "ERROR"),
+        ("Ahoy", "STOP_SEQUENCE", "STOP_SEQUENCE"),
         (CALLS, "MAX_TOKENS", "TOOL_CALL"),
         (CALLS[:-10], "MAX_TOKENS", "MAX_TOKENS"),
         (CALLS[:-10], "COMPLETE", "TOOL_CALL"),

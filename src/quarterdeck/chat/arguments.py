@@ -15,8 +15,6 @@ from quarterdeck.chat.json_text import shown
 from quarterdeck.chat.schema_check import Schema, accepts, resolve, types_of
 from quarterdeck.errors import ChatError
 
-_MOST_STEPS = 50
-
 _WITH_SCHEMAS = frozenset({"items", "additionalProperties", "anyOf", "prefixItems"})
 _WITH_NAMED_SCHEMAS = frozenset({"properties", "$defs"})
 
@@ -34,8 +32,8 @@ def violation(arguments: Mapping[str, Any], parameters: Mapping[str, Any]) -> st
     """
     closed = _closed({"properties": {}, **parameters})
     try:
-        return next(_violations("", arguments, closed, closed, 0), None)
-    except (AttributeError, KeyError, TypeError) as error:
+        return next(_violations("", arguments, closed, closed), None)
+    except (AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ChatError(f"a JSON Schema of parameters cannot be understood: {error!r}: {shown(parameters)}") from error
 
 
@@ -53,30 +51,28 @@ def _closed(schema: Any) -> Any:
     return inner
 
 
-def _violations(place: str, value: Any, schema: Schema, root: Schema, depth: int) -> Iterator[str]:
+def _violations(place: str, value: Any, schema: Schema, root: Schema) -> Iterator[str]:
     """The innermost places where the value does not fit, as far as one schema is to blame for each."""
-    if depth > _MOST_STEPS or accepts(schema, value, root, "the parameters"):
+    if accepts(schema, value, root, "the parameters"):
         return
     if isinstance(schema, bool):
         yield f"{place or 'the value'} is not expected"
         return
     if "$ref" in schema:
-        yield from _violations(place, value, resolve(schema["$ref"], root, "the parameters"), root, depth + 1)
+        yield from _violations(place, value, resolve(schema["$ref"], root, "the parameters"), root)
     for inner in schema.get("allOf", ()):
-        yield from _violations(place, value, inner, root, depth + 1)
+        yield from _violations(place, value, inner, root)
     if isinstance(value, Mapping):
-        yield from _inside_object(place, value, schema, root, depth)
+        yield from _inside_object(place, value, schema, root)
     if isinstance(value, (list, tuple)):
         prefix, items = schema.get("prefixItems", ()), schema.get("items", True)
         for number, one in enumerate(value):
             inner = prefix[number] if number < len(prefix) else items
-            yield from _violations(f"{place}[{number}]", one, inner, root, depth + 1)
+            yield from _violations(f"{place}[{number}]", one, inner, root)
     yield f"{place or 'the arguments'} {_expectation(schema, value)}, not {shown(value)}"
 
 
-def _inside_object(
-    place: str, value: Mapping[str, Any], schema: Mapping[str, Any], root: Schema, depth: int
-) -> Iterator[str]:
+def _inside_object(place: str, value: Mapping[str, Any], schema: Mapping[str, Any], root: Schema) -> Iterator[str]:
     properties, others = schema.get("properties", {}), schema.get("additionalProperties", True)
     for name in schema.get("required", ()):
         if name not in value:
@@ -85,7 +81,7 @@ def _inside_object(
         if name not in properties and others is False:
             known = ", ".join(properties) or "none"
             yield f"{_inside(place, name)} is not expected; the arguments there are {known}"
-        yield from _violations(_inside(place, name), one, properties.get(name, others), root, depth + 1)
+        yield from _violations(_inside(place, name), one, properties.get(name, others), root)
 
 
 def _inside(place: str, name: str) -> str:

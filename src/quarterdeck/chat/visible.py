@@ -164,7 +164,7 @@ class VisibleText:
         events: list[Event] = []
         while self._waiting and self._waiting[0].end <= self._shown + len(text):
             citation = self._waiting.popleft()
-            covered = max(0, citation.end - self._shown)
+            covered = citation.end - self._shown
             events += [*self._text(text[:covered]), CitationEvent(self._cited, citation)]
             self._cited += 1
             text = text[covered:]
