@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -201,3 +202,19 @@ def test_alphabet() -> None:
     assert sorted(byte_of_character().values()) == list(range(256))
     assert token_bytes("ĠaĊ") == b" a\n"
     assert codecs.decode(token_bytes("âĤ¬"), "utf-8") == "€"
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([2**40], f"token id {2**40} is beyond {2**32 - 1}"),
+        (2**40, f"token id {2**40} is beyond"),
+        ([1.0, 2.0], "which are integers, not '\\[1.0, 2.0\\]'"),
+        (np.array([1.5, 2.5]), r"not an array of shape \(2,\) and type float64"),
+        ([-1], "token id -1 is negative"),
+    ],
+)
+def test_what_is_no_id_is_refused(tiny: CohereTokenizerFast, ids: Any, message: str) -> None:
+    for convert in (tiny.decode, tiny.convert_ids_to_tokens):
+        with pytest.raises(TokenizerError, match=message):
+            convert(ids)

@@ -347,3 +347,15 @@ def test_subfolder(tiny_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_folder, tmp_path / "model" / "inner")
     tokenizer = CohereTokenizerFast.from_pretrained(tmp_path / "model", subfolder="inner")
     assert tokenizer.chat_template == TEMPLATE
+
+
+@pytest.mark.parametrize("limit", ["12", -3, 0, True])
+def test_a_limit_that_is_no_number_of_tokens_is_refused(tiny_folder: Path, limit: Any) -> None:
+    with pytest.raises(TokenizerError, match=f"model_max_length={limit!r} is not a number of tokens"):
+        CohereTokenizerFast.from_pretrained(tiny_folder, model_max_length=limit)
+
+
+def test_tokens_to_name_come_with_their_names(tiny: CohereTokenizerFast) -> None:
+    wrong: Any = ["x"]
+    with pytest.raises(TokenizerError, match=r"is given \['x'\]; give a dictionary from names to tokens"):
+        tiny.add_special_tokens(wrong)

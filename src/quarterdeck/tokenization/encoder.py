@@ -18,6 +18,7 @@ from quarterdeck.tokenization.options import (
     EncodeKeywords,
     EncodeOptions,
     Lengths,
+    check_limit,
     check_pair_room,
     check_room,
     check_side,
@@ -51,6 +52,7 @@ class Encoder(SpecialTokens):
         split_special_tokens: bool,
     ) -> None:
         super().__init__(backend, named_tokens, additional_special_tokens, extra_special_tokens)
+        check_limit("model_max_length", model_max_length)
         self.model_max_length: int = NO_LIMIT if model_max_length is None else model_max_length
         self.padding_side = padding_side
         self.truncation_side = truncation_side

@@ -244,6 +244,17 @@ def check_pair_room(lengths: tuple[int, int], cut: Lengths, around: int, stride:
             )
 
 
+def check_limit(name: str, limit: int | None) -> None:
+    """Refuses what is neither a number of tokens nor None.
+
+    Raises:
+        TokenizerError: something else.
+    """
+    is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
+    if limit is not None and not (is_number and limit >= 1):
+        raise TokenizerError(f"{name}={limit!r} is not a number of tokens; give an integer of 1 or more, or None")
+
+
 def check_side(name: str, side: str | None) -> None:
     """Refuses what is neither left, right nor None.
 

@@ -194,6 +194,11 @@ class SpecialTokens(Vocabulary):
         Returns:
             How many tokens were really added to the vocabulary.
         """
+        if not isinstance(special_tokens_dict, Mapping):
+            raise TokenizerError(
+                f"add_special_tokens is given {special_tokens_dict!r}; give a dictionary from names to tokens, such as "
+                f"{{'pad_token': '<PAD>'}} or {{'{ADDITIONAL}': [...]}}"
+            )
         new: list[Token] = []
         for name, value in special_tokens_dict.items():
             if name == ADDITIONAL:

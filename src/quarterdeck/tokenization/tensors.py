@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from quarterdeck.errors import TokenizerError, UnsupportedOptionError
 
 TensorType = Literal["pt", "np"]
+
+_HIGHEST_ID = 2**32 - 1
 
 
 def check_tensor_type(tensor_type: str | None) -> TensorType | None:
@@ -81,17 +84,24 @@ def to_ids(value: Any) -> int | list[int]:
     """
     ids = value.tolist() if hasattr(value, "tolist") else value
     try:
-        numbers = int(ids) if hasattr(ids, "__index__") else [int(index) for index in ids]
+        numbers = operator.index(ids) if hasattr(ids, "__index__") else [operator.index(index) for index in ids]
     except (TypeError, ValueError) as error:
         raise TokenizerError(
-            f"expected a token id or a flat sequence of token ids, not {_shape(value)}; for a batch use batch_decode"
+            f"expected a token id or a flat sequence of token ids, which are integers, not {_shape(value)}; for a "
+            "batch use batch_decode"
         ) from error
-    lowest = numbers if isinstance(numbers, int) else min(numbers, default=0)
+    lowest, highest = (numbers, numbers) if isinstance(numbers, int) else _range(numbers)
+    if highest > _HIGHEST_ID:
+        raise TokenizerError(f"token id {highest} is beyond {_HIGHEST_ID}, the highest that a token can have")
     if lowest < 0:
         raise TokenizerError(f"token id {lowest} is negative; remove markers such as -100 before decoding")
     return numbers
 
 
+def _range(numbers: list[int]) -> tuple[int, int]:
+    return min(numbers, default=0), max(numbers, default=0)
+
+
 def _shape(value: Any) -> str:
     shape = getattr(value, "shape", None)
-    return f"an array of shape {tuple(shape)}" if shape is not None else f"{str(value)[:60]!r}"
+    return f"an array of shape {tuple(shape)} and type {value.dtype}" if shape is not None else f"{str(value)[:60]!r}"
