@@ -37,7 +37,7 @@ demo: $(VENV)/installed
 	@$(BIN)/quarterdeck run --max-tokens 60 "Hello! Who are you?"
 
 test: $(VENV)/installed-for-tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .
