@@ -346,7 +346,6 @@ async def sail() -> None:
         ([Tool("x", "", {"type": "object", "patternProperties": {}}, print)], {}),
         ([lambda x: x], {}),
     ],
-    ids=str,
 )
 def test_agents_that_cannot_be(tools: list[Any], options: dict[str, Any]) -> None:
     with pytest.raises(ChatError):
