@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,42 @@ def test_greedy_without_params_goes_to_the_end_of_the_context(llm: LLM, monkeypa
         assert response.usage.output_tokens == 40 - length
 
 
+def test_a_prompt_leaves_room_for_one_token_at_least(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = copy.copy(llm.model.config)
+    monkeypatch.setattr(llm.model, "config", config)
+    config.max_position_embeddings = len(render("Ahoy").token_ids(llm.tokenizer))
+    with pytest.raises(ChatError, match="too many tokens"):
+        llm.chat("Ahoy")
+    config.max_position_embeddings += 1
+    assert llm.chat("Ahoy", sampling_params=FEW).usage.output_tokens == 1
+
+
+def test_both_the_models_end_tokens_and_the_end_of_a_turn_end_an_answer(
+    shared: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = shared.tokenizer("e", add_special_tokens=False)["input_ids"][0]
+    config = copy.deepcopy(shared.model.generation_config)
+    assert config is not None
+    config.eos_token_id = own
+    monkeypatch.setattr(shared.model, "generation_config", config)
+    llm = LLM(shared.model, tokenizer=shared.tokenizer)
+    for end in (own, shared.tokenizer.convert_tokens_to_ids("<|END_OF_TURN_TOKEN|>")):
+        response = llm.chat("Ahoy", sampling_params=SamplingParams(max_tokens=3, logit_bias={end: 100.0}))
+        assert (response.text, response.finish_reason, response.usage.output_tokens) == ("", "COMPLETE", 1)
+
+
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-9}])
+def test_with_one_token_to_draw_from_it_is_the_likeliest(llm: LLM, narrow: dict[str, Any]) -> None:
+    params = SamplingParams(**{"max_tokens": 12, "temperature": 3.0, "seed": 1, **narrow})
+    assert llm.chat("Ahoy", sampling_params=params).text == llm.chat("Ahoy", sampling_params=FEW).text
+
+
+def test_penalties_count_what_was_generated_alone(llm: LLM) -> None:
+    token = Counter(render("e" * 100).token_ids(llm.tokenizer)).most_common(1)[0][0]
+    params = SamplingParams(max_tokens=3, logit_bias={token: 40.0}, frequency_penalty=2.0)
+    assert llm.chat("e" * 100, sampling_params=params).text == llm.tokenizer.decode([token] * 3)
+
+
 def test_an_end_token_completes_an_answer(llm: LLM) -> None:
     end = llm.model.config.eos_token_id
     assert isinstance(end, int)
@@ -131,8 +168,9 @@ def test_an_end_token_completes_an_answer(llm: LLM) -> None:
 
 def test_control_tokens_are_never_shown(llm: LLM) -> None:
     token = llm.tokenizer.convert_tokens_to_ids("<|USER_TOKEN|>")
-    response = llm.chat("Ahoy", sampling_params=SamplingParams(max_tokens=5, logit_bias={token: 100.0}))
-    assert (response.text, response.usage.output_tokens, response.finish_reason) == ("", 5, "MAX_TOKENS")
+    params = SamplingParams(max_tokens=5, logit_bias={token: 100.0}, logprobs=0)
+    raw = llm.raw(render("Ahoy"), sampling_params=params)
+    assert ("".join(raw), raw.usage.output_tokens, raw.finish_reason, raw.logprobs) == ("", 5, "MAX_TOKENS", ())
 
 
 def test_control_tokens_in_messages_are_text(llm: LLM) -> None:

@@ -135,7 +135,7 @@ class ModelText:
                 yield rest
         finally:
             if self._keep:
-                self._prefix.give_back(cache, job.ids[: len(job.ids) // self._block * self._block])
+                self._prefix.give_back(cache, job.ids)
 
     def _steps(self, cache: Cache) -> Generator[Step]:
         job, params = self._job, self._job.params
