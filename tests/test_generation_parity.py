@@ -341,3 +341,16 @@ def test_options_come_from_config_call_and_model(pair: Pair) -> None:
         assert lone.shape[1] == 12
     finally:
         pair.theirs.generation_config, pair.ours.generation_config = saved
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("sample", [False, True])
+def test_transition_scores(pair: Pair, sample: bool, normalize: bool) -> None:
+    ours, theirs = pair.both(
+        prompt(), max_new_tokens=8, do_sample=sample, return_dict_in_generate=True, output_scores=True
+    )
+    assert ours.sequences.equal(theirs.sequences)
+    torch.testing.assert_close(
+        pair.ours.compute_transition_scores(ours.sequences, ours.scores, normalize_logits=normalize),
+        pair.theirs.compute_transition_scores(theirs.sequences, theirs.scores, normalize_logits=normalize),
+    )

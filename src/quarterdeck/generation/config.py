@@ -197,6 +197,12 @@ class GenerationConfig:
         """The text of ``generation_config.json``: what differs from the defaults, sorted."""
         return json.dumps(_jsonable(self.to_diff_dict()), indent=2, sort_keys=True) + "\n"
 
+    def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
+        """Write all options, or with ``use_diff`` those that differ from the defaults, into a file."""
+        options = self.to_diff_dict() if use_diff else self.to_dict()
+        text = json.dumps(_jsonable(options), indent=2, sort_keys=True)
+        Path(json_file_path).write_text(text + "\n", encoding="utf-8")
+
     @classmethod
     def from_dict(cls, options: Mapping[str, Any], **overrides: Any) -> GenerationConfig:
         """Options as read from a file, then those given by name. See the class for what a file may hold."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from quarterdeck.cache.base import Cache
 from quarterdeck.config import CohereConfig
+from quarterdeck.errors import InputError
 from quarterdeck.generation import sampling
 from quarterdeck.generation.inputs import Prompt
 from quarterdeck.generation.processors import LogitsProcessorList
@@ -209,6 +210,9 @@ def generate_steps(model: CausalModel, prompt: Prompt, cache: Cache | None, plan
     """Tokens for all rows, one step at a time, until every row is finished.
 
     Per step the host waits for the device once, to learn whether all rows are finished.
+
+    Raises:
+        InputError: a row has no token to choose.
     """
     length = prompt.ids.shape[1]
     ids = prompt.ids.new_empty(prompt.rows, plan.max_length)  # filled from the left; processors see a view
@@ -224,7 +228,8 @@ def generate_steps(model: CausalModel, prompt: Prompt, cache: Cache | None, plan
     while True:
         logits = last_logits(output)
         scores = plan.processors(ids[:, :length], logits.clone() if plan.processors else logits)
-        tokens = sampling.multinomial(scores, plan.generator) if plan.sample else sampling.greedy(scores)
+        tokens, stuck = sampling.choose(scores, plan.sample, plan.generator)
+        stuck &= ~finished
         if plan.pad is not None:
             tokens = tokens.masked_fill(finished, plan.pad)
         ids[:, length] = tokens
@@ -232,7 +237,9 @@ def generate_steps(model: CausalModel, prompt: Prompt, cache: Cache | None, plan
         if kept is not None:
             kept = (*kept, scores)
         finished = finished | plan.criteria(ids[:, :length], kept)
-        done = bool(finished.all())
+        is_stuck, done = torch.stack((stuck.any(), finished.all())).tolist()
+        if is_stuck:
+            raise InputError(sampling.explain_stuck(scores, int(stuck.nonzero()[0]), length - 1))
         yield Step(
             tokens,
             finished,

@@ -75,6 +75,7 @@ def make_prompt(
     given: dict[str, Any],
     *,
     device: torch.device,
+    dtype: torch.dtype = torch.float32,
     bos: int | None,
     pad: int | None,
     eos: Sequence[int],
@@ -88,6 +89,7 @@ def make_prompt(
         inputs: the positional argument, another name for ``input_ids``.
         given: those of `MODEL_INPUTS` that were given by name.
         device: where the model is.
+        dtype: what it computes in; embeddings must have it.
         bos, pad, eos: special tokens.
 
     Raises:
@@ -101,7 +103,7 @@ def make_prompt(
     for name, tensor in {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}.items():
         _check_device(name, tensor, device)
     ids = _checked_ids(ids, device) if ids is not None else _initial_ids(embeds, mask, bos, device)
-    prompt = Prompt(ids, _checked_embeds(embeds, ids))
+    prompt = Prompt(ids, _checked_embeds(embeds, ids, dtype))
     mask = _inferred_mask(prompt, pad, eos) if mask is None else _checked_mask(mask, prompt)
     _notice_right_padding(prompt, mask)
     if positions is not None:
@@ -140,13 +142,15 @@ def _initial_ids(embeds: Tensor | None, mask: Tensor | None, bos: int | None, de
     return torch.full((1 if mask is None else mask.shape[0], 1), bos, dtype=torch.int64, device=device)
 
 
-def _checked_embeds(embeds: Tensor | None, ids: Tensor) -> Tensor | None:
+def _checked_embeds(embeds: Tensor | None, ids: Tensor, dtype: torch.dtype) -> Tensor | None:
     if embeds is None:
         if ids.shape[1] == 0:
             raise InputError("input_ids has no tokens: give at least one, or leave it out to begin with bos_token_id")
         return None
     if embeds.ndim != 3 or embeds.shape[1] == 0:
         raise InputError(f"inputs_embeds must be [batch, positions, hidden size], not {list(embeds.shape)}")
+    if embeds.dtype != dtype:
+        raise InputError(f"inputs_embeds is {embeds.dtype} and the model {dtype}: pass inputs_embeds.to({dtype})")
     if embeds.shape[0] != ids.shape[0]:
         raise InputError(f"inputs_embeds has {embeds.shape[0]} rows and input_ids {ids.shape[0]}: make them equal")
     return embeds

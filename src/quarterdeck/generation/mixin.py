@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from quarterdeck.cache.base import Cache
 from quarterdeck.errors import InputError, UnsupportedOptionError
+from quarterdeck.generation.callers import check_config, check_streamer, check_vocabulary, checked_functions
 from quarterdeck.generation.config import GenerationConfig, describe_unknown
 from quarterdeck.generation.core import CausalModel, Plan, Step, generate_steps
 from quarterdeck.generation.inputs import MODEL_INPUTS, Prompt, checked_cache, make_prompt
-from quarterdeck.generation.options import CALL_ARGUMENTS
+from quarterdeck.generation.options import BEAMS, CALL_ARGUMENTS
 from quarterdeck.generation.output import GenerateDecoderOnlyOutput
 from quarterdeck.generation.plan import (
     end_tokens,
@@ -113,6 +114,7 @@ class GenerationMixin:
             UnsupportedOptionError: an argument that is unknown, or not in this version.
             InputError: arguments that cannot be right, alone or together; a prompt beyond the context.
         """
+        check_streamer(streamer)
         try:
             call = prepare_call(
                 self,
@@ -164,6 +166,45 @@ class GenerationMixin:
         )
         return call.steps()
 
+    def compute_transition_scores(
+        self,
+        sequences: Tensor,
+        scores: Sequence[Tensor] | None,
+        beam_indices: Tensor | None = None,
+        normalize_logits: bool = False,
+    ) -> Tensor:
+        """The score of every token that `generate` chose.
+
+        >>> output = model.generate(ids, return_dict_in_generate=True, output_scores=True)
+        >>> model.compute_transition_scores(output.sequences, output.scores, normalize_logits=True).exp()
+
+        Args:
+            sequences: [B, T] tokens, prompt included or not.
+            scores: per step [B, V], of the last tokens of ``sequences``: the output's ``scores``, or its ``logits``.
+            beam_indices: None, since there are no beams in this version.
+            normalize_logits: give log-probabilities, whatever the scores are.
+
+        Returns:
+            [B, steps]. Padding after the end of a row has a score, too, which has no meaning.
+
+        Raises:
+            UnsupportedOptionError: ``beam_indices`` are given.
+            InputError: there are no scores, or they are not of these sequences.
+        """
+        if beam_indices is not None:
+            raise UnsupportedOptionError(f"beam_indices is refused: {BEAMS}. Leave it out.")
+        if not scores:
+            raise InputError("there are no scores: generate with return_dict_in_generate=True and output_scores=True")
+        stacked = torch.stack(tuple(scores), dim=1)  # [B, steps, V]
+        if sequences.shape[0] != stacked.shape[0] or sequences.shape[1] < stacked.shape[1]:
+            raise InputError(
+                f"the scores are of {stacked.shape[0]} rows and {stacked.shape[1]} steps, and sequences is "
+                f"{list(sequences.shape)}: give both from one output of generate()"
+            )
+        chosen = sequences[:, sequences.shape[1] - stacked.shape[1] :, None]  # [B, steps, 1]
+        values = stacked.log_softmax(dim=-1) if normalize_logits else stacked
+        return values.gather(-1, chosen)[..., 0]
+
 
 def prepare_call(
     model: GeneratingModel,
@@ -181,13 +222,16 @@ def prepare_call(
     given = {name: value for name, value in arguments.items() if name in MODEL_INPUTS}
     options = {name: value for name, value in arguments.items() if name not in MODEL_INPUTS}
     _refuse_call_arguments(options)
+    check_config(generation_config)
     defaults = model.generation_config or GenerationConfig.from_model_config(model.config)
     config = resolve_options(defaults, generation_config, use_model_defaults, options)
+    check_vocabulary(config, model.config.vocab_size)
     config.pad_token_id = padding_token(config)
     prompt = make_prompt(
         inputs,
         given,
         device=model.device,
+        dtype=model.dtype,
         bos=config.bos_token_id,
         pad=config.pad_token_id,
         eos=end_tokens(config),
@@ -204,8 +248,8 @@ def prepare_call(
         max_length,
         tokenizer=tokenizer,
         generator=generator,
-        processors=processors or (),
-        criteria=criteria or (),
+        processors=checked_functions("logits_processor", processors),
+        criteria=checked_functions("stopping_criteria", criteria),
         logits_to_keep=_checked_logits_to_keep(given.get("logits_to_keep")),
     )
     cache = make_cache(config, model, past, rows=prompt.rows, room=room)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from quarterdeck.errors import InputError
+from quarterdeck.generation.callers import checked_scores
 
 ProcessorFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -35,7 +36,7 @@ class LogitsProcessorList(list[ProcessorFunction]):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The scores after all processors."""
         for processor in self:
-            scores = processor(input_ids, scores)
+            scores = checked_scores(processor, scores, processor(input_ids, scores))
         return scores
 
 
@@ -216,7 +217,10 @@ class InfNanRemoveLogitsProcessor(LogitsProcessor):
 
 
 class ExponentialDecayLengthPenalty(LogitsProcessor):
-    """Raises the end tokens more and more after ``start`` new tokens: by ``|score| * (factor ** n - 1)``."""
+    """Raises the end tokens more and more after ``start`` new tokens: by ``|score| * (factor ** n - 1)``.
+
+    One that is banned (at -inf) stays so.
+    """
 
     def __init__(self, start_and_factor: Sequence[float], eos: int | Iterable[int], prompt_length: int) -> None:
         self.start = int(start_and_factor[0]) + prompt_length
@@ -229,7 +233,8 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
         if over <= 0:
             return scores
         ends = self.eos.within(scores)
-        raised = scores[:, ends].abs() * (self.factor**over - 1)
+        present = scores[:, ends]
+        raised = torch.where(present.isfinite(), present.abs() * (self.factor**over - 1), 0.0)
         return scores.index_add(1, ends, raised)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from quarterdeck.errors import InputError
+from quarterdeck.generation.callers import checked_done
 
 Scores = tuple[Tensor, ...] | None
 CriterionFunction = Callable[[Tensor, Scores], bool | Tensor]
@@ -44,7 +45,7 @@ class StoppingCriteriaList(list[CriterionFunction]):
         """Which rows are finished, [B] bool."""
         done = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         for criterion in self:
-            done = done | criterion(input_ids, scores)
+            done = done | checked_done(criterion, len(done), criterion(input_ids, scores))
         return done
 
 
