@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants, file_download
 
 from hub_stand_in import MAIN, OLDER, HubStandIn, Repository, hub_in_place
 from quarterdeck import locate
@@ -216,3 +219,38 @@ def test_in_a_process_of_its_own(served: HubStandIn, tmp_path: Path) -> None:
         runs.append(json.loads(done.stdout.replace("'", '"')))
     assert runs[0] == runs[1]
     assert "config.json" in runs[0]
+
+
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """A hub that has been there and is not any more; gives the waits between tries."""
+    for hub in hub_in_place(monkeypatch):
+        hub.repositories["crew/ship"] = Repository({MAIN: {"config.json": b"{}"}}, {"main": MAIN})
+        waits: list[float] = []
+        monkeypatch.setattr("time.sleep", waits.append)
+        yield waits
+
+
+def test_an_unreachable_hub_is_said_once_and_at_once(
+    unreachable: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    resolve_file("crew/ship", "config.json", cache_dir=tmp_path)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        template = url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        for required in (True, False):  # the first file of a model to be asked for may be an optional one
+            with pytest.raises(
+                CheckpointNotFoundError, match="'nope' on the hub was not downloaded before, and the hub"
+            ):
+                resolve_file("nope", "config.json", cache_dir=tmp_path, required=required)
+        assert resolve_file("crew/ship", "config.json", cache_dir=tmp_path).read_bytes() == b"{}"
+        assert resolve_file("crew/ship", "other.json", cache_dir=tmp_path, required=False) is None
+        assert not HubOptions().has_file("crew/ship", "pytorch_model.bin")
+        with pytest.raises(CheckpointError, match="force_download=True needs the hub"):
+            resolve_file("crew/ship", "config.json", cache_dir=tmp_path, force_download=True)
+    assert unreachable == []
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []

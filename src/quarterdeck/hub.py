@@ -7,11 +7,13 @@ will do.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -23,8 +25,17 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # public, and not marked as such
 
 from quarterdeck.errors import CheckpointError, CheckpointNotFoundError
+
+_PATIENCE = 5.0
+"""Seconds to wait for the hub's first answer."""
+
+_NO_ANSWER = cast("tuple[type[Exception], ...]", (OSError, *HfHubHTTPError.__bases__))
+"""Errors of requests, which are OSErrors, or of httpx, which later versions of the library use."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def fetch_file(
@@ -47,6 +58,15 @@ def fetch_file(
         CheckpointNotFoundError: no such repository, revision or file, no right to it, or hub out of reach.
     """
     with _hub_errors(repository, revision):
+        pinned = revision is not None and _COMMIT.fullmatch(revision) and not force_download
+        if pinned and (known := _path_in_cache(repository, filename, subfolder, revision, cache_dir)) is not None:
+            return known
+        is_offline = local_files_only or not _answers()
+        if force_download and is_offline:
+            raise CheckpointError(
+                f"force_download=True needs the hub to fetch {_where(repository, revision)}, and it was not asked or did "
+                "not answer: check the connection, HF_HUB_OFFLINE and local_files_only"
+            )
         try:
             return Path(
                 hf_hub_download(
@@ -56,11 +76,15 @@ def fetch_file(
                     revision=revision,
                     token=token,
                     cache_dir=cache_dir,
-                    local_files_only=local_files_only,
+                    local_files_only=is_offline,
                     force_download=force_download,
                 )
             )
         except EntryNotFoundError as error:  # its subclass LocalEntryNotFoundError included
+            if (
+                is_offline and not local_files_only
+            ):  # an error if nothing at all is here: then other files are not either
+                snapshot_download(repository, revision=revision, cache_dir=cache_dir, local_files_only=True)
             if not required:
                 return None
             if isinstance(error, LocalEntryNotFoundError):
@@ -102,10 +126,33 @@ def fetch_snapshot(
 
 def has_file(repository: str, filename: str, *, revision: str | None, token: str | bool | None) -> bool:
     """Whether a repository has a file, without fetching it; False too if the hub cannot be asked."""
+    if not _answers():
+        return False
     try:
         return bool(HfApi().file_exists(repository, filename, revision=revision, token=token))
     except (HfHubHTTPError, OSError):
         return False
+
+
+def _answers() -> bool:
+    """Whether the hub can be reached: False at once where the library would try again for most of a minute.
+
+    It does so before every file, with two lines of warnings per try, although nothing has been downloaded yet that
+    would be lost. Downloads themselves are left to the library, which resumes them.
+    """
+    try:
+        get_session().head(HfApi().endpoint, timeout=_PATIENCE)
+    except _NO_ANSWER:
+        return False
+    return True
+
+
+def _path_in_cache(
+    repository: str, filename: str, subfolder: str, revision: str | None, cache_dir: str | Path | None
+) -> Path | None:
+    path = f"{subfolder}/{filename}" if subfolder else filename
+    found = try_to_load_from_cache(repository, path, cache_dir=cache_dir, revision=revision)
+    return Path(found) if isinstance(found, str) else None
 
 
 @contextmanager
