@@ -408,7 +408,7 @@ def test_chat_calls_functions_and_cites_what_they_return(
     shown = capsys.readouterr().out
     assert shown.startswith(
         'I will search.\nsearch({"query":"penguins"})\nI will search.\nsearch({"query":"ice"})\n'
-        "Here be penguins[1].\n\nSources\n[1] Log (search_"
+        "Here be penguins[1].\n\nSources\n[1] Log (search)\n"
     )
     assert shown.endswith('    "Here be penguins"\n\nBye.\n')
     assert "nothing about ice" in script.asked[2].prompt.text

@@ -41,6 +41,7 @@ LEAST_SUPPORT = 0.5
 LONGEST_QUOTE = 240
 
 _PLACE = re.compile(r"(.+):[0-9]+-[0-9]+")
+_RESULT = re.compile(r"(.+)_[a-z0-9]{12}:[0-9]+")  # the id of a tool's result: the call's, and a number
 _WEB_ADDRESS = re.compile(r"https?://[^\s\x00-\x20\x7f-\x9f]+")
 
 
@@ -67,9 +68,10 @@ class Footnote:
 
     @property
     def heading(self) -> str:
-        """Title and place of the source, or its id alone if it has no title."""
+        """Title and place of the source, or the place alone: its web address, the tool it is from, or its id."""
         title = self.source.data.get("title")
-        place = self.source.data.get("url") or self.source.id
+        called = _RESULT.fullmatch(self.source.id) if self.source.type == "tool" else None
+        place = self.source.data.get("url") or (called[1] if called else self.source.id)
         return f"{' '.join(title.split())} ({place})" if isinstance(title, str) and title.strip() else str(place)
 
     @property
