@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from quarterdeck import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     CohereForCausalLM,
@@ -71,11 +72,12 @@ def parts(checkpoint: Path) -> tuple[CohereForCausalLM, Any]:
     return AutoModelForCausalLM.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
 
 
-@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS.keys())
-@pytest.mark.parametrize("inputs", INPUTS.values(), ids=INPUTS.keys())
-def test_greedy_results_equal_the_peers(
-    ours: TextGenerationPipeline, peer: Any, inputs: Any, flags: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("flag", FLAGS.keys())
+@pytest.mark.parametrize("name", INPUTS.keys())
+def test_greedy_results_equal_the_peers(ours: TextGenerationPipeline, peer: Any, name: str, flag: str) -> None:
+    inputs, flags = INPUTS[name], FLAGS[flag]
+    if flag == "prefix" and "chat" in name:
+        return  # refused here, see test_a_prefix_is_refused_for_chats, and ignored there
     assert ours(inputs, **GREEDY, **flags) == peer(inputs, **GREEDY, **flags)
 
 
@@ -345,3 +347,49 @@ def test_devices(caplog: pytest.LogCaptureFixture) -> None:
     assert as_device(0) == torch.device("cpu")
     assert "no accelerator" in caplog.text
     assert as_device("meta") == torch.device("meta")
+
+
+# -- found by review -------------------------------------------------------------------------------------
+
+
+def test_truncation_given_for_all_calls_cuts_as_in_a_call(checkpoint: Path) -> None:
+    greedy = {**GREEDY, "return_tensors": True}
+    text = "The tallest penguins live in the South"
+    of_calls = pipeline(model=str(checkpoint), truncation=True, max_length=4)
+    in_call = pipeline(model=str(checkpoint))(text, truncation=True, max_length=4, **greedy)
+    assert of_calls(text, **greedy) == in_call
+    assert len(in_call[0]["generated_token_ids"]) == 4 + GREEDY["max_new_tokens"]
+
+
+def test_a_prefix_is_refused_for_chats(ours: TextGenerationPipeline) -> None:
+    with pytest.raises(InputError, match=r"prefix='Penguins. ' goes before texts, and the input is a chat"):
+        ours([USER], prefix="Penguins. ", **GREEDY)
+
+
+@pytest.mark.parametrize("name", ["output_attentions", "output_hidden_states"])
+def test_what_records_cannot_show_is_refused(ours: TextGenerationPipeline, name: str) -> None:
+    with pytest.raises(UnsupportedOptionError, match=f"{name}=True: the records"):
+        ours("a", return_dict_in_generate=True, **{name: True}, **GREEDY)
+    config = GenerationConfig(return_dict_in_generate=True, **{name: True})
+    with pytest.raises(UnsupportedOptionError, match=f"{name}=True: the records"):
+        ours("a", generation_config=config)
+
+
+def test_refusals_give_their_reason(ours: TextGenerationPipeline, checkpoint: Path) -> None:
+    with pytest.raises(UnsupportedOptionError, match="num_workers is not in this version; prompts are encoded"):
+        ours("a", num_workers=2)
+    with pytest.raises(InputError, match=r"return_type=9 is none of 0 \(TENSORS\), 1 \(NEW_TEXT\), 2 \(FULL_TEXT\)"):
+        ours("a", return_type=9)
+    with pytest.raises(InputError, match="is a dict and must"):
+        ours("a", generation_config={"max_new_tokens": 3})
+    with pytest.raises(InputError, match=r"^there is no kind of device 'foo': give 'cpu'.{0,40}$"):
+        pipeline(model=str(checkpoint), device="foo")
+    base: Any = AutoModel.from_pretrained(checkpoint)
+    with pytest.raises(InputError, match="model is a CohereModel, which does not generate text: give a Cohere"):
+        pipeline(model=base, tokenizer=ours.tokenizer)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
+def test_a_device_that_is_not_there() -> None:
+    with pytest.raises(InputError, match=r"^there is no 'cuda:1' here: give 'cpu'$"):
+        as_device("cuda:1")

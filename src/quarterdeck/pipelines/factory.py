@@ -80,6 +80,11 @@ def pipeline(
         tokenizer = _tokenizer(tokenizer, None, {"revision": revision, "token": token})
         place = None if device is None else as_device(device)
         return TextGenerationPipeline(model, tokenizer, device=place, **options)
+    if not isinstance(model, str | os.PathLike):
+        raise InputError(
+            f"model is a {type(model).__name__}, which does not generate text: give a CohereForCausalLM (of "
+            "AutoModelForCausalLM.from_pretrained), or a model's name"
+        )
     arguments = {"revision": revision, "token": token, "config": config, **(model_kwargs or {})}
     arguments["dtype"] = _only_one("dtype", arguments, dtype, default="auto")
     if device is not None and (device_map is not None or "device_map" in arguments):
@@ -93,13 +98,30 @@ def pipeline(
 def as_device(device: Device | None) -> torch.device:
     """The device meant by a name, by an accelerator's number (-1: the CPU), or by None (the first accelerator)."""
     if isinstance(device, str | torch.device):
-        return torch.device(device)
+        return _named_device(device)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is not None and (device is None or device >= 0):
         return torch.device(accelerator.type, device or 0)
     if device is not None and device >= 0:
         logger.warning("there is no accelerator: device=%d means the CPU here", device)
     return torch.device("cpu")
+
+
+def _named_device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(
+            f"there is no kind of device {name!r}: give 'cpu', 'cuda', 'cuda:1', 'mps' or the like"
+        ) from None
+    present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device.type not in ("cpu", "meta", present.type if present else "cpu"):
+        raise InputError(f"there is no {str(device)!r} here: give 'cpu'" + (f" or {present.type!r}" if present else ""))
+    if present and device.type == present.type and (device.index or 0) >= torch.accelerator.device_count():
+        raise InputError(
+            f"there is no {str(device)!r} here, which has {torch.accelerator.device_count()}: give a lower number"
+        )
+    return device
 
 
 def _check_choices(task: str | None, framework: str | None, use_fast: bool, trust_remote_code: bool | None) -> None:

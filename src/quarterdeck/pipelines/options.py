@@ -71,8 +71,9 @@ class CallOptions:
             UnsupportedOptionError: neither an option of the pipeline nor of ``generate``.
         """
         rest = dict(options)
-        if rest.pop("stop_sequence", None) is not None:
-            raise UnsupportedOptionError("stop_sequence is not in this version; use stop_strings=[...], which is exact")
+        for name, reason in _REFUSED.items():
+            if rest.pop(name, None) not in (None, 0):
+                raise UnsupportedOptionError(f"{name} is not in this version; {reason}")
         return_type = _return_type(**{name: rest.pop(name, None) for name in _RETURN_OPTIONS})
         own = {name: rest.pop(name) for name in _OWN if name in rest}
         for name in rest:
@@ -96,6 +97,12 @@ class CallOptions:
         )
 
 
+_REFUSED = {
+    "stop_sequence": "use stop_strings=[...], which is exact",
+    "num_workers": "prompts are encoded as they are needed, without worker processes; leave it out",
+}
+"""Options of the same pipeline elsewhere, and what to do instead."""
+
 _RETURN_OPTIONS = ("return_full_text", "return_tensors", "return_text", "return_type")
 _OWN = tuple(item.name for item in fields(CallOptions) if item.name not in ("return_type", "generate"))
 _GENERATE = {*OPTIONS, *(name for name, reason in CALL_ARGUMENTS.items() if reason is None), "generation_config"} - {
@@ -113,7 +120,11 @@ def _return_type(
     given = {"return_full_text": return_full_text, "return_tensors": return_tensors, "return_text": return_text}
     names = [name for name, value in given.items() if value is not None]
     if return_type is not None:
-        return ReturnType(return_type)
+        try:
+            return ReturnType(return_type)
+        except ValueError:
+            kinds = ", ".join(f"{kind.value} ({kind.name})" for kind in ReturnType)
+            raise InputError(f"return_type={return_type!r} is none of {kinds}") from None
     if len(names) > 1:
         raise InputError(f"{' and '.join(names)} exclude each other: give one of them")
     if return_full_text is not None:

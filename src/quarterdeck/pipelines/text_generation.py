@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quarterdeck.errors import InputError
+from quarterdeck.errors import InputError, UnsupportedOptionError
+from quarterdeck.generation.callers import check_config
 from quarterdeck.generation.config import GenerationConfig
 from quarterdeck.model import CohereForCausalLM
 from quarterdeck.outputs import ModelOutput
@@ -77,7 +78,10 @@ class TextGenerationPipeline:
         self.generation_config = _defaults(model.generation_config)
         rest = self.generation_config.update(**options)
         self._own_defaults = {"max_new_tokens", "temperature"} - set(options)
-        if "max_new_tokens" not in options and self.generation_config.max_length not in (None, 20):
+        truncates = bool(options.get("truncation"))
+        if truncates and "max_length" in options:
+            rest["max_length"] = options["max_length"]  # as in a call, it is what prompts are cut to
+        if not truncates and "max_new_tokens" not in options and self.generation_config.max_length not in (None, 20):
             self.generation_config.max_new_tokens = None  # a total length, asked for or the model's, replaces it
         if self.generation_config.pad_token_id is None:
             self.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -144,6 +148,10 @@ class TextGenerationPipeline:
     def _encode(self, prompt: Prompt, call: CallOptions) -> Encoded:
         """The ids of one prompt, at least one, and their mask."""
         arguments = call.for_tokenizer()
+        if call.prefix and not isinstance(prompt, str):
+            raise InputError(
+                f"prefix={call.prefix!r} goes before texts, and the input is a chat: put it into a system message"
+            )
         if isinstance(prompt, str):
             encoding = self.tokenizer((call.prefix or "") + prompt, **arguments)
         else:
@@ -190,6 +198,8 @@ class TextGenerationPipeline:
         if "generation_config" not in arguments:
             arguments["generation_config"] = self._fitting(arguments, input_ids.shape[1])
             arguments.setdefault("use_model_defaults", False)  # they are in it already
+        check_config(arguments["generation_config"])
+        _refuse_unshown(arguments)
         self._count_prefix(arguments, call)
         if arguments["generation_config"].stop_strings or arguments.get("stop_strings"):
             arguments.setdefault("tokenizer", self.tokenizer)
@@ -298,6 +308,21 @@ def _joined(prompt: Prompt, new_text: str, call: CallOptions) -> str | list[Mess
         last = prompt[-1]
         return [*prompt[:-1], {"role": last["role"], "content": last["content"] + new_text}]
     return [*prompt, {"role": "assistant", "content": new_text}]
+
+
+def _refuse_unshown(arguments: Mapping[str, Any]) -> None:
+    """Raise UnsupportedOptionError if something is to be collected that records have no place for."""
+
+    def asked(name: str) -> Any:
+        given = arguments.get(name)
+        return getattr(arguments["generation_config"], name) if given is None else given
+
+    for name in ("output_attentions", "output_hidden_states"):
+        if asked("return_dict_in_generate") and asked(name):
+            raise UnsupportedOptionError(
+                f"{name}=True: the records of a pipeline show scores and logits only; leave it out, or call "
+                "pipe.model.generate(...), whose output has everything"
+            )
 
 
 def _extras(output: ModelOutput, prompts: int) -> dict[str, list[Any]]:
