@@ -64,8 +64,8 @@ def fetch_file(
         is_offline = local_files_only or not _answers()
         if force_download and is_offline:
             raise CheckpointError(
-                f"force_download=True needs the hub to fetch {_where(repository, revision)}, and it was not asked or did "
-                "not answer: check the connection, HF_HUB_OFFLINE and local_files_only"
+                f"force_download=True needs the hub to fetch {_where(repository, revision)}, and it was not asked or "
+                "did not answer: check the connection, HF_HUB_OFFLINE and local_files_only"
             )
         try:
             return Path(
