@@ -1,58 +1,95 @@
-"""What a model returns: named fields that also read as a tuple and as a dictionary.
+"""What a model returns: named fields that are also a dictionary, and read as a tuple.
 
     out = model(input_ids)
-    out.logits; out["logits"]; out[0]; logits, cache = out[:2]
+    out.logits; out["logits"]; out[0]; logits, cache = out[:2]; {**out}
 
-Fields that are ``None`` are absent from the tuple and dictionary views, as in transformers.
+Fields that are ``None`` are absent from the tuple and dictionary views, as in transformers. Setting a field, by
+attribute or by key, changes all views; ``None`` takes it out of them.
+
+Outputs are dictionaries for whatever takes batches of nested containers apart and together again
+(``torch.nn.parallel``), and pytrees for ``torch.export`` and ``torch.func``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NoReturn, Self
 
 from torch import Tensor
+from torch.utils import _pytree
 
 from quarterdeck.cache.base import Cache
 
 
-@dataclass
-class ModelOutput:
-    """Base of all outputs: attribute, key, index and slice access over the fields that are not ``None``."""
+class ModelOutput(dict[str, Any]):
+    """Base of all outputs, which are dataclasses: attribute, key, index and slice access.
 
-    def items(self) -> list[tuple[str, Any]]:
-        """Names and values of the fields that are not ``None``, in order."""
-        pairs = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return [(name, value) for name, value in pairs if value is not None]
+    The first argument may be a mapping or pairs of names and values instead of the first field.
+    """
 
-    def keys(self) -> list[str]:
-        """Names of the fields that are not ``None``."""
-        return [name for name, _ in self.items()]
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        name = f"{cls.__module__}.{cls.__qualname__}"
+        _pytree.register_pytree_node(cls, _flatten, cls._unflatten, serialized_type_name=name)
 
-    def values(self) -> list[Any]:
-        """Values of the fields that are not ``None``."""
-        return [value for _, value in self.items()]
+    @classmethod
+    def _unflatten(cls, values: Iterable[Any], names: Any) -> Self:
+        return cls(**dict(zip(names, values, strict=True)))
+
+    def __post_init__(self) -> None:
+        first = fields(self)[0].name  # type: ignore[arg-type]  # every subclass is a dataclass
+        pairs = _named(self.get(first)) if len(self) == 1 else None
+        if pairs is not None:
+            setattr(self, first, None)
+            for name, value in pairs:
+                self[name] = value
 
     def to_tuple(self) -> tuple[Any, ...]:
         """The values as a tuple; what ``return_dict=False`` returns."""
         return tuple(self.values())
 
-    def get(self, key: str, default: Any = None) -> Any:
-        """The field ``key``, or ``default`` where it is absent."""
-        return dict(self.items()).get(key, default)
-
     def __getitem__(self, key: str | int | slice) -> Any:
-        return dict(self.items())[key] if isinstance(key, str) else self.to_tuple()[key]
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
-    def __contains__(self, key: object) -> bool:
-        return key in self.keys()
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key not in self.__dataclass_fields__:  # type: ignore[attr-defined]  # every subclass is a dataclass
+            known = ", ".join(self.__dataclass_fields__)  # type: ignore[attr-defined]
+            raise KeyError(f"{type(self).__name__} has no field {key!r}, only {known}")
+        setattr(self, key, value)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        names = tuple(self.__dataclass_fields__)  # type: ignore[attr-defined]  # every subclass is a dataclass
+        if name not in names:
+            return
+        if value is None:
+            super().pop(name, None)
+            return
+        is_new = name not in self
+        super().__setitem__(name, value)
+        for later in names[names.index(name) + 1 :] if is_new else ():  # views are in the order of the fields
+            if later in self:
+                super().__setitem__(later, super().pop(later))
 
-    def __len__(self) -> int:
-        return len(self.items())
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        """Removing and merging, which would leave the attributes behind."""
+        raise TypeError(f"{type(self).__name__} has fixed fields: set one, to None if it shall be absent")
+
+    __delitem__ = __ior__ = pop = popitem = clear = setdefault = update = _refuse
+
+
+def _flatten(output: ModelOutput) -> tuple[list[Any], list[str]]:
+    return list(output.values()), list(output)
+
+
+def _named(value: object) -> list[tuple[str, Any]] | None:
+    """The pairs of a mapping or of an iterable of pairs with names; ``None`` for any other value."""
+    if isinstance(value, Tensor | Cache | str) or not isinstance(value, Iterable):
+        return None
+    pairs = list(value.items() if isinstance(value, dict) else value)
+    named = all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs)
+    return pairs if pairs and named else None
 
 
 @dataclass
