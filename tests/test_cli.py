@@ -19,7 +19,7 @@ from quarterdeck import AutoModelForCausalLM, AutoTokenizer, __version__
 from quarterdeck.cli import download as download_command
 from quarterdeck.cli import env as env_command
 from quarterdeck.cli import run as run_command
-from quarterdeck.cli.answering import ModelText
+from quarterdeck.cli.answering import AnswerText
 from quarterdeck.cli.main import main
 from quarterdeck.errors import CheckpointNotFoundError
 
@@ -337,7 +337,7 @@ def test_characters_that_the_output_lacks_do_not_end_the_program(
 ) -> None:
     output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", output)
-    monkeypatch.setattr(ModelText, "__iter__", lambda self: iter(["é\U0001f427"]))
+    monkeypatch.setattr(AnswerText, "__iter__", lambda self: iter(["é\U0001f427"]))
     assert main(["run", "x", "--model", str(checkpoint)]) == 0
     output.seek(0)
     assert output.read() == "\\xe9\\U0001f427\n"

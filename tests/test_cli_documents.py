@@ -350,6 +350,14 @@ def test_a_question_gets_the_documents_that_have_to_do_with_it(answerer: Answere
     assert all(present[2])
 
 
+def test_documents_none_of_which_fits_are_refused(answerer: Answerer) -> None:
+    long = [Document({"text": "penguin " * 2000})]
+    conversation = Conversation(answerer, grounds=Grounds(documents=long))
+    with pytest.raises(InputError, match="too many tokens"):
+        "".join(conversation.ask("What now?"))
+    assert conversation.messages == []
+
+
 def test_ranking_prefers_rare_words_and_keeps_ties_in_order() -> None:
     texts = ["the sea the sea", "the anchor", "the sail", "the rope and the knot"]
     order = Ranking([Document({"text": text, "year": 1900}) for text in texts]).order

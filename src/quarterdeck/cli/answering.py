@@ -30,7 +30,7 @@ from quarterdeck.pipelines.factory import as_device
 from quarterdeck.tokenizer import CohereTokenizerFast
 
 
-class ModelText:
+class AnswerText:
     """The text of a generation, to be iterated over once. The model runs as pieces are asked for.
 
     Args:
@@ -174,7 +174,7 @@ class Answerer:
                 "text with 'quarterdeck run --task text-generation'"
             )
 
-    def continuation(self, text: str) -> ModelText:
+    def continuation(self, text: str) -> AnswerText:
         """What follows ``text``, as it is."""
         check_text(text)
         return self._generate(list(self.tokenizer(text)["input_ids"]), copy.deepcopy(self.settings))
@@ -186,7 +186,7 @@ class Answerer:
         grammar: Grammar | None = None,
         sampling_params: SamplingParams | None = None,
         prefix: PrefixCache | None = None,
-    ) -> ModelText:
+    ) -> AnswerText:
         """The model's text for a prompt, markup and all; what `quarterdeck.chat.answer` asks for.
 
         Tokens are chosen as ``settings`` say.
@@ -217,7 +217,7 @@ class Answerer:
         settings: GenerationConfig,
         matcher: Matcher | None = None,
         prefix: PrefixCache | None = None,
-    ) -> ModelText:
+    ) -> AnswerText:
         room = self.model.config.context_length - len(ids)
         if room < 1:
             raise InputError(
@@ -225,7 +225,7 @@ class Answerer:
                 f"{self.model.config.context_length:,}, answer included; shorten the messages or the documents"
             )
         settings.max_new_tokens = min(settings.max_new_tokens or room, room)
-        return ModelText(self, ids, settings, matcher, prefix)
+        return AnswerText(self, ids, settings, matcher, prefix)
 
     def _ends(self) -> list[int]:
         """The ids that end an answer: those that the settings name, and the end of a turn and of a text."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from quarterdeck.chat.messages import Document, Event, Message, MessageEnd, Text
 from quarterdeck.chat.response import ChatResponse
 from quarterdeck.chat.sampling import SamplingParams
 from quarterdeck.chat.template import CitationMode, Prompt, render
-from quarterdeck.cli.answering import Answerer, ModelText, check_text, drawing
+from quarterdeck.cli.answering import Answerer, AnswerText, check_text, drawing
 from quarterdeck.cli.shelf import Shelf
 from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.generation.prefix import PrefixCache
@@ -138,7 +139,7 @@ class Conversation:
 
     def _raw(
         self, prompt: Prompt, *, grammar: Grammar | None = None, sampling_params: SamplingParams | None = None
-    ) -> ModelText:
+    ) -> AnswerText:
         return self._answerer.raw(prompt, grammar=grammar, sampling_params=sampling_params, prefix=self._prefix)
 
     @property
@@ -177,26 +178,51 @@ def _empty(message: Message) -> dict[str, Any]:
     return {"role": message.role, "content": ""} if message.role == "assistant" and not message.tool_calls else {}
 
 
-def parse_settings(words: Sequence[str]) -> dict[str, Any]:
-    """``["temperature=0.5", "do_sample=true"]`` as names and values; JSON where it is JSON, else text.
+def parse_settings(text: str) -> dict[str, Any]:
+    """``temperature=0.5 stop_strings=["a b", "c"]`` as names and values; JSON where it is JSON, else text.
+
+    Values that begin with a quote or a bracket go on to the one that closes it, spaces included; others to a space.
 
     Raises:
-        InputError: a word without ``=``.
+        InputError: something without ``=``, or a quote or bracket that is not closed.
     """
     settings = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name:
-            raise InputError(f"{word!r} is not of the form name=value")
-        settings[name] = _value(value)
+    while text := text.lstrip():
+        match = _NAME.match(text)
+        if match is None:
+            raise InputError(f"{text.split()[0]!r} is not of the form name=value")
+        settings[match[1]], text = _value(text[match.end() :], match[1])
     return settings
 
 
-def _value(text: str) -> Any:
-    spelled = {"True": True, "False": False, "None": None}
-    if text in spelled:
-        return spelled[text]
+_NAME = re.compile(r"([^\s=]+)=")
+_SPELLED = {"True": True, "False": False, "None": None}
+
+
+def _value(text: str, name: str) -> tuple[Any, str]:
+    """The value that ``text`` begins with, and what follows it."""
+    if text[:1] in ('"', "[", "{"):
+        try:
+            value, end = json.JSONDecoder().raw_decode(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f'{name}={text} is not valid JSON: {error}; write, say, {name}=["a"]') from error
+    elif text[:1] == "'":
+        end = text.find("'", 1) + 1
+        if not end:
+            raise InputError(f"{name}={text} has no closing quote")
+        value = text[1 : end - 1]
+    else:
+        word = text.split(maxsplit=1)[0] if text[:1].strip() else ""
+        value, end = _plain_value(word), len(word)
+    if text[end : end + 1].strip():
+        raise InputError(f"{name}={text} goes on after its value; put a space before the next name")
+    return value, text[end:]
+
+
+def _plain_value(word: str) -> Any:
+    if word in _SPELLED:
+        return _SPELLED[word]
     try:
-        return json.loads(text)
+        return json.loads(word)
     except json.JSONDecodeError:
-        return text
+        return word

@@ -23,6 +23,7 @@ _FAILURES = (QuarterdeckError, OSError, RuntimeError, ValueError, MemoryError, I
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line (``sys.argv`` if None) and returns its exit code."""
+    _open_closed_streams()
     try:
         code = _execute(argv)
         sys.stdout.flush()
@@ -70,6 +71,13 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (run, chat, env, download):
         command.add_parser(commands)
     return parser
+
+
+def _open_closed_streams() -> None:
+    """Standard streams that were closed by the caller (``>&-``) read and write nothing, and are there."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their numbers
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
 
 
 def _accept_any_text() -> None:

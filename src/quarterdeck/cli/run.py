@@ -85,11 +85,13 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _continue(answerer: Answerer, prompt: str, as_json: bool) -> None:
-    text, written = answerer.continuation(prompt), ""
+    from quarterdeck.cli.terminal import open_screen
+
+    text, written, screen = answerer.continuation(prompt), "", open_screen()
     for piece in text:
         written += piece
         if not as_json:
-            print(piece, end="", flush=True)
+            screen.write(piece)
     if as_json:
         plain = {"text": written, "citations": [], "tool_plan": "", "tool_calls": []}
         _print_json({**plain, "finish_reason": text.finish_reason, "usage": vars(text.usage)})

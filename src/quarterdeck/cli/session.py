@@ -22,7 +22,8 @@ HELP = """\
 !set NAME=VALUE ...    change them, for example: !set temperature=0.5 max_new_tokens=100
 !source [N]            open the source of footnote N of the latest answer, or list the sources
 !exit                  end the session, as the end of input does
-Ctrl-C stops an answer; what has come of it stays in the conversation."""
+Ctrl-C stops an answer; what has come of it stays in the conversation. At the prompt it clears the line, and ends the
+session if the line is empty."""
 
 
 class Session:
@@ -38,7 +39,7 @@ class Session:
         self._terminal = terminal
         self._saved: set[Path] = set()
         self._notes: list[Footnote] = []
-        self._commands: dict[str, Callable[[list[str]], None]] = {
+        self._commands: dict[str, Callable[[str], None]] = {
             "!help": self._help,
             "!clear": self._clear,
             "!save": self._save,
@@ -82,20 +83,20 @@ class Session:
         if name not in self._commands:
             self._terminal.complain(f"there is no command {name}")
             name, rest = "!help", ""
+        self._commands[name](rest.strip())
+
+    def _help(self, rest: str) -> None:
+        self._terminal.show(HELP)
+
+    def _clear(self, rest: str) -> None:
+        self._conversation.clear()
+        self._terminal.show("the conversation is forgotten")
+
+    def _save(self, rest: str) -> None:
         try:
             words = shlex.split(rest)
         except ValueError as error:
             raise InputError(f"{rest!r} cannot be split into words: {error}") from error
-        self._commands[name](words)
-
-    def _help(self, words: list[str]) -> None:
-        self._terminal.show(HELP)
-
-    def _clear(self, words: list[str]) -> None:
-        self._conversation.clear()
-        self._terminal.show("the conversation is forgotten")
-
-    def _save(self, words: list[str]) -> None:
         if len(words) > 1:
             raise InputError(f"!save takes one FILE, not {len(words)}; quote a name that has spaces")
         path = Path(words[0] if words else time.strftime("quarterdeck-chat-%Y%m%d-%H%M%S.json")).expanduser()
@@ -106,20 +107,18 @@ class Session:
         self._saved.add(path.resolve())
         self._terminal.show(f"saved {len(self._conversation.messages)} messages to {path}")
 
-    def _set(self, words: list[str]) -> None:
-        if words:
-            self._conversation.set(parse_settings(words))
+    def _set(self, rest: str) -> None:
+        if rest:
+            self._conversation.set(parse_settings(rest))
         settings = self._conversation.settings
         self._terminal.show("\n".join(f"{name}={value}" for name, value in settings.items() if value is not None))
 
-    def _source(self, words: list[str]) -> None:
+    def _source(self, rest: str) -> None:
         if not self._notes:
             raise InputError("the latest answer cites no sources")
-        if not words:
+        if not rest:
             return self._terminal.sources(self._notes)
-        chosen = [note for note in self._notes if [str(note.number)] == words or [note.mark] == words]
+        chosen = [note for note in self._notes if rest in (str(note.number), note.mark)]
         if not chosen:
-            raise InputError(
-                f"!source takes the number of a footnote, 1 to {len(self._notes)}, not {' '.join(words)!r}"
-            )
+            raise InputError(f"!source takes the number of a footnote, 1 to {len(self._notes)}, not {rest!r}")
         return self._terminal.show(f"{chosen[0].mark} {chosen[0].heading}\n{chosen[0].opened}")

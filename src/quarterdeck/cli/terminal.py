@@ -41,7 +41,10 @@ class Terminal(Screen, Protocol):
 
 
 class PlainTerminal:
-    """Lines of standard input, answers on standard output, errors on standard error; nothing else."""
+    """Lines of standard input, answers on standard output, errors on standard error; nothing else.
+
+    Text goes out as it is, to a terminal without the control characters in it.
+    """
 
     def __init__(self, source: TextIO, target: TextIO, errors: TextIO) -> None:
         self._source, self._target, self._errors = source, target, errors
@@ -55,7 +58,7 @@ class PlainTerminal:
 
     def write(self, piece: str) -> None:
         """The piece itself."""
-        print(piece, end="", file=self._target, flush=True)
+        _print(piece, self._target, end="")
 
     def mark(self, note: Footnote) -> None:
         """Its number in brackets."""
@@ -76,11 +79,11 @@ class PlainTerminal:
 
     def show(self, text: str) -> None:
         """The text and a line break."""
-        print(text, file=self._target, flush=True)
+        _print(text, self._target)
 
     def complain(self, text: str) -> None:
         """The text on standard error."""
-        print(f"quarterdeck: {text}", file=self._errors, flush=True)
+        _print(f"quarterdeck: {text}", self._errors)
 
 
 class RichTerminal:
@@ -92,12 +95,17 @@ class RichTerminal:
             importlib.import_module("readline")
 
     def read(self) -> str | None:
-        """The next line, None at the end of input."""
-        try:
-            return input("you> ")  # not the console's: line editing must know the prompt, or it overwrites it
-        except EOFError:
-            self._console.print()
-            return None
+        """The next line, None at the end of input. An interrupt clears a line that is not empty."""
+        while True:
+            try:
+                return input("you> ")  # not the console's: line editing must know the prompt, or it overwrites it
+            except EOFError:
+                self._console.print()
+                return None
+            except KeyboardInterrupt:
+                if not _has_typed():
+                    raise
+                self._console.print()
 
     def begin_answer(self) -> None:
         """Who speaks."""
@@ -138,6 +146,16 @@ class RichTerminal:
 
     def _print(self, text: str, style: str | Style = "", end: str = "\n") -> None:
         self._console.print(Text(_without_controls(text), style=style), end=end, soft_wrap=True)
+
+
+def _has_typed() -> bool:
+    """Whether there is something in the line being edited, as far as can be known."""
+    readline = sys.modules.get("readline")
+    return readline is not None and bool(readline.get_line_buffer())
+
+
+def _print(text: str, target: TextIO, end: str = "\n") -> None:
+    print(_without_controls(text) if target.isatty() else text, end=end, file=target, flush=True)
 
 
 def _without_controls(text: str) -> str:
