@@ -119,7 +119,7 @@ def test_other_architectures_are_refused_by_name(checkpoint: Path, tmp_path: Pat
 
 
 def test_configurations_of_other_classes_are_refused() -> None:
-    with pytest.raises(ConfigError, match="dict"):
+    with pytest.raises(InputError, match=r"of the type dict, .* make one with CohereConfig.from_dict\(config\)"):
         AutoModel.from_config({"model_type": "cohere"})  # type: ignore[arg-type]
 
 

@@ -27,6 +27,7 @@ PUBLISHED = (
     "aya-expanse-32b",
 )
 NO_FIELDS = {"self", "kwargs"}
+LONGROPE = {"rope_type": "longrope", "factor": 4.0, "short_factor": [1.0] * 64, "long_factor": [2.0] * 64}
 DOCUMENTED = [name for name in inspect.signature(transformers.CohereConfig).parameters if name not in NO_FIELDS]
 
 
@@ -109,6 +110,12 @@ def test_head_dim_and_groups() -> None:
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, 32768),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}}, 8192),
         ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "model_max_length": 131072}, 131072),
+        ({"model_max_length": 131072.0}, 131072),
+        ({"model_max_length": 1e30}, 8192),
+        ({"model_max_length": int(1e30)}, 8192),
+        ({"rope_scaling": LONGROPE}, 32768),
+        ({"rope_scaling": LONGROPE | {"factor": None, "attention_factor": 1.2}}, 8192),
+        ({"rope_scaling": LONGROPE, "original_max_position_embeddings": 2048}, 8192),
     ],
 )
 def test_context_length(fields: dict[str, Any], expected: int) -> None:
@@ -364,6 +371,20 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "two_dtypes": ({"dtype": "float16", "torch_dtype": "bfloat16"}, r"dtype='float16' and torch_dtype='bfloat16'"),
     "derived": ({"context_length": 5}, r"context_length is derived.*cannot be a field"),
     "method": ({"validate": True}, r"validate is .*a name of CohereConfig itself"),
+    **{
+        f"{name}_{value}": ({name: value}, rf"{name} is {value!r}, but must be True or False")
+        for name in ("use_qk_norm", "use_cache", "tie_word_embeddings", "attention_bias", "output_attentions")
+        for value in ("false", None, 0)
+    },
+    "eos_text": ({"eos_token_id": "a"}, r"eos_token_id is 'a', but must be None, a whole number or a list of them"),
+    "eos_list": ({"eos_token_id": [1, 2.5]}, r"eos_token_id is \[1, 2.5\], but must be None, a whole number"),
+    "bos_text": ({"bos_token_id": "5"}, r"bos_token_id is '5', but must be None or a whole number"),
+    "theta_huge": ({"rope_theta": 10**400}, r"rope_theta is 1000.*, but must be .*over 0"),
+    "length_text": ({"model_max_length": "131072"}, r"model_max_length is '131072', but must be None or a whole"),
+    "length_fraction": ({"model_max_length": 0.5}, r"model_max_length is 0.5, but must be None or a whole"),
+    "labels_text": ({"num_labels": "3"}, r"num_labels is '3', but must be a whole number"),
+    "labels_list": ({"id2label": ["a"]}, r"id2label is \['a'\], but must be a dictionary"),
+    "labels_two": ({"num_labels": 3, "id2label": {0: "a"}}, r"num_labels is 3, but id2label has 1 names"),
     "private": ({"_head_dim": 7}, r"_head_dim is .*a name of CohereConfig itself"),
 }
 

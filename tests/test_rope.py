@@ -189,3 +189,18 @@ def test_dynamic_needs_more_than_one_pair() -> None:
     fields = TINY | {"head_dim": 2, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
     with pytest.raises(ConfigError, match=r"'dynamic' needs heads wider than head_dim=2"):
         CohereConfig(**fields)
+
+
+def test_yarn_needs_a_base_over_one() -> None:
+    with pytest.raises(ConfigError, match=r"'yarn' needs a rope_theta over 1, not 1.0"):
+        CohereConfig(**TINY, rope_theta=1.0, rope_scaling=_YARN)
+    assert CohereConfig(**TINY, rope_theta=1.0).rope_theta == 1.0
+
+
+def test_longrope_needs_a_trained_length() -> None:
+    one = TINY | {"max_position_embeddings": 1}
+    with pytest.raises(ConfigError, match=r"trained length of at least 2 positions, not 1; check max_position_emb"):
+        CohereConfig(**one, rope_scaling=_LONG)
+    with pytest.raises(ConfigError, match=r"trained length of at least 2 positions, not 1;"):
+        CohereConfig(**TINY, rope_scaling=_LONG, original_max_position_embeddings=1)
+    assert rope_frequencies(CohereConfig(**one, rope_scaling=_LONG | {"attention_factor": 1.5})).scale == 1.5

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
-from quarterdeck.config import CohereConfig, read_json
+from quarterdeck.config import CohereConfig
+from quarterdeck.config_files import no_config, read_json
 from quarterdeck.errors import ConfigError, InputError, TokenizerError, UnsupportedOptionError
 from quarterdeck.locate import HubOptions
 from quarterdeck.model import CohereForCausalLM, CohereModel
@@ -122,7 +123,13 @@ class _AutoModel(Generic[ModelT]):
         torch_dtype: str | torch.dtype | None = None,
         attn_implementation: str | None = None,
     ) -> ModelT:
-        """An untrained model of ``config``, which is copied; what is not given is as ``config`` has it."""
+        """An untrained model of ``config``, which is copied; what is not given is as ``config`` has it.
+
+        Raises:
+            InputError: ``config`` is no configuration of quarterdeck's.
+        """
+        if not isinstance(config, CohereConfig):
+            raise InputError(no_config(config, CohereConfig.__name__))
         model: ModelT = cls._model_class(type(config))._from_config(
             config, dtype=dtype, torch_dtype=torch_dtype, attn_implementation=attn_implementation
         )
@@ -174,6 +181,8 @@ def _class_of_source(name: Name | None, options: Mapping[str, Any]) -> type[Cohe
     given: CohereConfig | Name | None = options.get("config")
     if isinstance(given, CohereConfig):
         return type(given)
+    if not isinstance(given, str | os.PathLike | None):
+        raise InputError(no_config(given, CohereConfig.__name__))
     source = name if given is None else given
     if source is None:
         raise InputError("there is nothing to load: give a model's name, or config and state_dict")

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 
 from quarterdeck.activations import Activation
-from quarterdeck.config_checks import RopeTableDtype, as_dtype, check_choices, check_numbers, check_sizes, one_dtype
-from quarterdeck.errors import CheckpointCorruptError, ConfigError, UnsupportedOptionError
-from quarterdeck.locate import HubOptions
-from quarterdeck.rope import rope_type, validate_rope
+from quarterdeck.config_checks import (
+    RopeTableDtype,
+    as_dtype,
+    check_choices,
+    check_numbers,
+    check_sizes,
+    check_tokens,
+    declared_length,
+    label_names,
+    one_dtype,
+)
+from quarterdeck.config_files import ConfigFiles
+from quarterdeck.rope import length_stretch, normal_scaling, validate_rope
 
 
 @dataclass(frozen=True)
@@ -28,10 +33,11 @@ class LayerSpec:
     rotary: bool = True
 
 
-class CohereConfig:
+class CohereConfig(ConfigFiles):
     """The configuration of a Cohere model, with the field names and defaults of Command-R.
 
-    Keys that are not listed here are kept as attributes and written back by :meth:`save_pretrained`.
+    Keys that are not listed here are kept as attributes and written back by :meth:`save_pretrained`. Fields may be
+    assigned later; a model checks them again when it is built.
 
     Args:
         vocab_size: rows of the embedding.
@@ -59,7 +65,9 @@ class CohereConfig:
             4.45; ``"float32"`` keeps them exact. The two are the same in float32.
         dtype: type of the weights, a ``torch.dtype`` or its name; ``torch_dtype`` is the older name.
         attn_implementation: attention backend, ``None`` for the default; not written to files.
-        other: any other key of a ``config.json``.
+        other: any other key of a ``config.json``; ``_attn_implementation`` is an older name of
+            ``attn_implementation``. ``num_labels``, ``id2label`` and ``label2id`` depend on each other as in
+            transformers; no model here uses them.
 
     Raises:
         ConfigError: a value that no model can be built with.
@@ -67,6 +75,8 @@ class CohereConfig:
 
     model_type: ClassVar[str] = "cohere"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    id2label: dict[int, str]
+    label2id: dict[str, int] | None
 
     def __init__(
         self,
@@ -116,14 +126,15 @@ class CohereConfig:
         self.eos_token_id = eos_token_id
         self.tie_word_embeddings = tie_word_embeddings
         self.rope_theta = rope_theta
-        self.rope_scaling = _rope_scaling(rope_scaling)
+        self.rope_scaling = rope_scaling
         self.attention_bias = attention_bias
         self.attention_dropout = attention_dropout
         self.use_qk_norm = use_qk_norm
         self.rope_table_dtype = rope_table_dtype
         self.dtype = one_dtype(dtype, torch_dtype)
         self._head_dim = head_dim
-        self._attn_implementation = attn_implementation
+        older = other.pop("_attn_implementation", None)
+        self.attn_implementation = older if attn_implementation is None else attn_implementation
         self._set_common(other)
         self.validate()
 
@@ -134,11 +145,19 @@ class CohereConfig:
         self.return_dict: bool = other.pop("return_dict", True)
         self.architectures: list[str] | None = other.pop("architectures", None)
         self._name_or_path: str = str(other.pop("name_or_path", other.pop("_name_or_path", "")))
+        self._set_labels(other.pop("num_labels", None), other.pop("id2label", None), other.pop("label2id", None))
         other.pop("model_type", None)
         for key, value in other.items():
-            if key in _PRIVATE or hasattr(type(self), key):
-                raise ConfigError(f"{key} is derived, or a name of CohereConfig itself, and cannot be a field; drop it")
+            self._check_settable(key)
             setattr(self, key, value)
+
+    def _set_labels(self, count: int | None, id2label: Any, label2id: Any) -> None:
+        """Two labels unless there are ``id2label`` or a ``count``; ids are numbers, which JSON has as texts."""
+        self.num_labels = 2 if count is None else count
+        if id2label is not None:
+            self.id2label, self.label2id = label_names(id2label, count), None
+        if label2id is not None:
+            self.label2id = label2id
 
     # -- derived values, in one place ------------------------------------------------------------------
 
@@ -156,17 +175,51 @@ class CohereConfig:
         """Usable tokens per sequence.
 
         ``model_max_length`` counts where it is larger than ``max_position_embeddings`` (Command-R v01 and R+ were
-        published with 8192 there and 131072 here); linear, dynamic and yarn scaling stretch the trained length.
+        published with 8192 there and 131072 here), but not if it is 1e20 or more, which tokenizers' files write for
+        "unlimited". Linear, dynamic, yarn and longrope scaling stretch the trained length.
         """
-        trained = self.max_position_embeddings
-        scaling = self.rope_scaling or {}
-        stretched = rope_type(self) in {"linear", "dynamic"} or (
-            rope_type(self) == "yarn" and scaling.get("original_max_position_embeddings") is None
-        )
-        if stretched:
-            trained = math.floor(trained * scaling["factor"])
-        declared = getattr(self, "model_max_length", None)
-        return max(trained, int(declared)) if isinstance(declared, int) else trained
+        trained = math.floor(self.max_position_embeddings * length_stretch(self))
+        return max(trained, declared_length(self) or 0)
+
+    # -- fields with a spelling of their own -----------------------------------------------------------
+
+    @property
+    def rope_scaling(self) -> dict[str, Any] | None:
+        """Kind and numbers of the rotary scaling, with ``rope_type``; whoever assigns may call that ``type``."""
+        return self._rope_scaling
+
+    @rope_scaling.setter
+    def rope_scaling(self, value: Mapping[str, Any] | None) -> None:
+        self._rope_scaling = normal_scaling(value)
+
+    @property
+    def eos_token_id(self) -> int | list[int] | None:
+        """Id, or list of ids, that end a turn."""
+        return self._eos_token_id
+
+    @eos_token_id.setter
+    def eos_token_id(self, value: int | list[int] | tuple[int, ...] | None) -> None:
+        self._eos_token_id = list(value) if isinstance(value, tuple) else value
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Type of the weights; may be assigned by name."""
+        return self._dtype
+
+    @dtype.setter
+    def dtype(self, value: str | torch.dtype | None) -> None:
+        self._dtype = as_dtype(value)
+
+    @property
+    def num_labels(self) -> int:
+        """Length of ``id2label``; assigning another number makes new names ``LABEL_0``, ``LABEL_1``, ..."""
+        return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, count: int) -> None:
+        if len(vars(self).get("id2label", ())) != count:
+            self.id2label = label_names(None, count)
+            self.label2id = {name: number for number, name in self.id2label.items()}
 
     @property
     def attn_implementation(self) -> str | None:
@@ -184,7 +237,7 @@ class CohereConfig:
 
     @torch_dtype.setter
     def torch_dtype(self, value: str | torch.dtype | None) -> None:
-        self.dtype = as_dtype(value)
+        self.dtype = value
 
     @property
     def use_return_dict(self) -> bool:
@@ -217,151 +270,6 @@ class CohereConfig:
         """Raise ConfigError if no model can be built from these values."""
         check_sizes(self, derived=self._head_dim is None)
         check_numbers(self)
+        check_tokens(self)
         check_choices(self)
         validate_rope(self)
-
-    # -- dictionaries and files ------------------------------------------------------------------------
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
-        """Build from the contents of a ``config.json``; ``overrides`` replace fields that exist."""
-        values = dict(values)
-        model_type = values.pop("model_type", cls.model_type)
-        if model_type != cls.model_type:
-            raise ConfigError(
-                f"this is a model of type {model_type!r}; Quarterdeck runs the type {cls.model_type!r} "
-                "(Command-R, Command-R+, Aya 23, Aya Expanse)"
-            )
-        config = cls(**values)
-        if not overrides:
-            return config
-        if unknown := [key for key in overrides if not config.has_field(key)]:
-            raise UnsupportedOptionError(f"no such field in the configuration: {', '.join(sorted(unknown))}")
-        if "torch_dtype" in overrides:
-            overrides.setdefault("dtype", overrides.pop("torch_dtype"))
-        runtime = {"attn_implementation": config.attn_implementation, "name_or_path": config.name_or_path}
-        return cls(**(config.to_dict() | runtime | overrides))
-
-    def has_field(self, name: str) -> bool:
-        """Whether ``name`` is a field that can be overridden by keyword."""
-        return not name.startswith("_") and name in {*vars(self), *_SETTABLE_PROPERTIES}
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        subfolder: str = "",
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
-        **overrides: Any,
-    ) -> Self:
-        """Read ``config.json`` of a folder, a hub repository or ``midshipman``; ``overrides`` replace its fields.
-
-        Raises:
-            CheckpointNotFoundError: there is no such folder, repository or file.
-            ConfigError: the file is of another architecture or its values cannot be right.
-        """
-        hub = HubOptions(revision, token, subfolder, cache_dir, local_files_only, force_download)
-        path = hub.resolve_file(pretrained_model_name_or_path, "config.json")
-        values = {**read_json(path), "name_or_path": str(pretrained_model_name_or_path)}
-        return cls.from_dict(values, **overrides)
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Write ``config.json`` into ``save_directory``, which is made if it is not there."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".config.json.{os.getpid()}"
-        partial.write_text(self.to_json_string(), encoding="utf-8")
-        partial.replace(folder / "config.json")
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, known and unknown, as plain values; the type of weights under ``dtype`` by name."""
-        fields = {key: value for key, value in vars(self).items() if key not in _PRIVATE}
-        fields = {key: value for key, value in fields.items() if (key, value) not in _NOT_WRITTEN}
-        fields["model_type"] = self.model_type
-        if self._head_dim is not None:
-            fields["head_dim"] = self._head_dim
-        if self.dtype is not None:
-            fields["dtype"] = str(self.dtype).removeprefix("torch.")
-        return fields
-
-    def to_json_string(self) -> str:
-        """The text of ``config.json``."""
-        if callable(self.hidden_act):
-            raise ConfigError("hidden_act is a function, which a file cannot hold; use one of the names")
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-    @classmethod
-    def preset(cls, name: str) -> Self:
-        """The configuration of a public checkpoint, offline; see :meth:`preset_names`.
-
-        >>> CohereConfig.preset("c4ai-command-r-v01").context_length
-        131072
-        """
-        presets = _presets()
-        key = name.removeprefix("CohereForAI/").removeprefix("CohereLabs/")
-        if key not in presets:
-            raise ConfigError(f"there is no preset {name!r}; there are {', '.join(presets)}")
-        return cls.from_dict(presets[key])
-
-    @classmethod
-    def preset_names(cls) -> tuple[str, ...]:
-        """Names of the public checkpoints whose configurations come with the package."""
-        return tuple(_presets())
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, CohereConfig) and self.to_dict() == other.to_dict()
-
-    __hash__ = None  # type: ignore[assignment]  # mutable, compared by value
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__} {json.dumps(self.to_dict(), indent=2, sort_keys=True, default=repr)}"
-
-
-_PRIVATE = ("_head_dim", "_attn_implementation", "_name_or_path")
-_SETTABLE_PROPERTIES = ("head_dim", "torch_dtype", "attn_implementation", "name_or_path", "model_max_length")
-# fields at a value that says nothing, left out of files
-_NOT_WRITTEN = (
-    ("output_attentions", False),
-    ("output_hidden_states", False),
-    ("return_dict", True),
-    ("architectures", None),
-    ("rope_table_dtype", "activation"),
-    ("dtype", None),
-)
-
-
-def _rope_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """A copy under today's key ``rope_type``; ``type`` is the older spelling."""
-    if scaling is None:
-        return None
-    if not isinstance(scaling, Mapping):
-        raise ConfigError(f"rope_scaling is {scaling!r}, but must be a dictionary with rope_type, or None")
-    fields = dict(scaling)
-    legacy = fields.pop("type", None)
-    if legacy is not None and fields.setdefault("rope_type", legacy) != legacy:
-        raise ConfigError(f"rope_scaling names two types, type={legacy!r} and rope_type={fields['rope_type']!r}")
-    if "rope_type" not in fields:
-        raise ConfigError(f"rope_scaling is {scaling!r}, but lacks rope_type")
-    return fields
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; CheckpointCorruptError names the file if it holds none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointCorruptError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointCorruptError(f"{path} holds a {type(values).__name__}, but must hold a JSON object")
-    return values
-
-
-def _presets() -> dict[str, dict[str, Any]]:
-    text = files("quarterdeck").joinpath("presets.json").read_text(encoding="utf-8")
-    presets: dict[str, dict[str, Any]] = json.loads(text)
-    return presets

@@ -22,12 +22,18 @@ class Fields(Protocol):
     num_attention_heads: int
     num_key_value_heads: int
     pad_token_id: int | None
+    bos_token_id: int | None
     hidden_act: Any
     rope_table_dtype: RopeTableDtype
 
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
+        ...
+
+    @property
+    def eos_token_id(self) -> int | list[int] | None:
+        """Id, or ids, that end a turn."""
         ...
 
 
@@ -47,6 +53,16 @@ _NUMBERS: Mapping[str, tuple[str, Callable[[float], bool]]] = {
     "rope_theta": ("a number over 0", lambda value: value > 0),
     "attention_dropout": ("a number from 0 to below 1", lambda value: 0 <= value < 1),
 }
+_FLAGS = (
+    "use_cache",
+    "tie_word_embeddings",
+    "attention_bias",
+    "use_qk_norm",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+)
+_UNLIMITED = 1e20  # from here on, a tokenizer's model_max_length says that there is no limit
 
 
 def _is_whole(value: object) -> bool:
@@ -77,13 +93,36 @@ def check_numbers(config: Fields) -> None:
         value = getattr(config, name)
         if not (is_number(value) and holds(value)):
             raise ConfigError(f"{name} is {value!r}, but must be {rule}")
+    declared_length(config)
+
+
+def declared_length(config: object) -> int | None:
+    """``model_max_length`` as a whole number; None if there is none, or one so large that it means "unlimited"."""
+    value = getattr(config, "model_max_length", None)
+    if value is None:
+        return None
+    if not is_number(value) or value < 1 or value != int(value):
+        raise ConfigError(f"model_max_length is {value!r}, but must be None or a whole number of at least 1")
+    return int(value) if value < _UNLIMITED else None
+
+
+def check_tokens(config: Fields) -> None:
+    """Ids of special tokens are whole numbers; ConfigError names the field and its value."""
+    begin, end = config.bos_token_id, config.eos_token_id
+    if begin is not None and not _is_whole(begin):
+        raise ConfigError(f"bos_token_id is {begin!r}, but must be None or a whole number")
+    if end is not None and not all(_is_whole(one) for one in (end if isinstance(end, list) else [end])):
+        raise ConfigError(f"eos_token_id is {end!r}, but must be None, a whole number or a list of them")
     pad, vocabulary = config.pad_token_id, config.vocab_size
     if pad is not None and not (_is_whole(pad) and -1 <= pad < vocabulary):
         raise ConfigError(f"pad_token_id is {pad!r}, but must be None or within the vocabulary of {vocabulary}")
 
 
 def check_choices(config: Fields) -> None:
-    """Names are among those there are; ConfigError lists them."""
+    """Names are among those there are, which ConfigError lists, and what is on or off is True or False."""
+    for name in _FLAGS:
+        if not isinstance(value := getattr(config, name), bool):
+            raise ConfigError(f"{name} is {value!r}, but must be True or False")
     if not callable(config.hidden_act) and config.hidden_act not in ACTIVATIONS:
         raise ConfigError(f"hidden_act is {config.hidden_act!r}, but must be one of {', '.join(ACTIVATIONS)}")
     options = get_args(RopeTableDtype)
@@ -112,3 +151,18 @@ def one_dtype(dtype: str | torch.dtype | None, torch_dtype: str | torch.dtype | 
     if new is not None and old not in (None, new):
         raise ConfigError(f"dtype={dtype!r} and torch_dtype={torch_dtype!r} are two names of one field; give one")
     return old if new is None else new
+
+
+def label_names(given: object, count: int | None) -> dict[int, str]:
+    """``id2label`` with numbers for keys; ``count`` names ``LABEL_0``, ``LABEL_1``, ... if none are given."""
+    if count is not None and (not _is_whole(count) or count < 0):
+        raise ConfigError(f"num_labels is {count!r}, but must be a whole number of at least 0")
+    if given is None:
+        return {number: f"LABEL_{number}" for number in range(count or 0)}
+    try:
+        names = {int(number): name for number, name in dict(given).items()}  # type: ignore[call-overload]  # any object
+    except (TypeError, ValueError):
+        raise ConfigError(f"id2label is {given!r}, but must be a dictionary from numbers to names") from None
+    if count not in (None, len(names)):
+        raise ConfigError(f"num_labels is {count}, but id2label has {len(names)} names; give one of them")
+    return names

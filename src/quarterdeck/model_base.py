@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from quarterdeck.attention.dispatch import get_attention
 from quarterdeck.config import CohereConfig
-from quarterdeck.errors import InputError
+from quarterdeck.config_files import no_config
+from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.weights.resize import resized_rows
 
 
@@ -33,10 +36,9 @@ class ModelBase(nn.Module):
     def __init__(self, config: CohereConfig) -> None:
         super().__init__()
         if not isinstance(config, CohereConfig):
-            raise InputError(
-                f"config is a {type(config).__name__}, but must be a CohereConfig; to load a checkpoint use "
-                f"{type(self).__name__}.from_pretrained(...)"
-            )
+            raise InputError(no_config(config, self.config_class.__name__))
+        config.validate()  # what was assigned since it was made is checked here
+        _check_attention(config.attn_implementation)
         self.config = config
         self._input_grads_hook: RemovableHandle | None = None
 
@@ -170,9 +172,9 @@ class ModelBase(nn.Module):
         """Chooses the attention backend, ``"eager"`` or ``"sdpa"``, from the next call on.
 
         Raises:
-            UnsupportedOptionError: there is no such backend.
+            UnsupportedOptionError: there is no such backend, or several are given for parts of the model.
         """
-        get_attention(attn_implementation)
+        _check_attention(attn_implementation)
         self.config.attn_implementation = attn_implementation
 
     # -- training --------------------------------------------------------------------------------------
@@ -182,7 +184,16 @@ class ModelBase(nn.Module):
 
         Args:
             gradient_checkpointing_kwargs: arguments of ``torch.utils.checkpoint.checkpoint``.
+
+        Raises:
+            UnsupportedOptionError: it has no such arguments.
         """
+        unknown = set(gradient_checkpointing_kwargs or {}) - _CHECKPOINT_OPTIONS
+        if unknown:
+            raise UnsupportedOptionError(
+                f"gradient_checkpointing_kwargs: there is no {', '.join(sorted(map(str, unknown)))}; "
+                f"torch's checkpoint takes {', '.join(sorted(_CHECKPOINT_OPTIONS))}"
+            )
         for module in self._checkpointing_modules():
             module.gradient_checkpointing = True
             module.gradient_checkpointing_kwargs = dict(gradient_checkpointing_kwargs or {})
@@ -214,9 +225,24 @@ class ModelBase(nn.Module):
             self._input_grads_hook = None
 
 
+_CHECKPOINT_OPTIONS = frozenset(
+    name for name, parameter in signature(checkpoint).parameters.items() if parameter.kind == parameter.KEYWORD_ONLY
+) | {"preserve_rng_state"}
+
+
+def _check_attention(name: object) -> None:
+    """Refuse what is no backend's name."""
+    if not isinstance(name, str | None):
+        raise UnsupportedOptionError(
+            f"attn_implementation is {name!r}, but must be one name for the whole model, such as 'sdpa'"
+        )
+    get_attention(name)
+
+
 def _rounded_up(rows: int, multiple: int | None) -> int:
     for name, number in (("new_num_tokens", rows), ("pad_to_multiple_of", multiple)):
-        if number is not None and (not isinstance(number, int) or number < 1):
+        whole = isinstance(number, int) and not isinstance(number, bool)
+        if number is not None and (not whole or number < 1):
             raise InputError(f"{name} is {number!r}, but must be a whole number of at least 1")
     return rows if multiple is None else -(-rows // multiple) * multiple
 

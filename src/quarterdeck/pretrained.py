@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from quarterdeck.attention.dispatch import get_attention
 from quarterdeck.config import CohereConfig
+from quarterdeck.config_files import no_config
 from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.generation.config import FILE_NAME as GENERATION_CONFIG
 from quarterdeck.generation.config import GenerationConfig
@@ -157,6 +157,8 @@ class PreTrainedModel(ModelBase):
         """A configuration of the model's own, to be changed at will: read from a checkpoint, or copied."""
         if config is None:
             raise InputError("there is neither a checkpoint's name nor a config; give one of them")
+        if not isinstance(config, CohereConfig | str | os.PathLike):
+            raise InputError(no_config(config, cls.config_class.__name__))
         if not isinstance(config, CohereConfig):
             found = cls.config_class.from_pretrained(config, **vars(hub), **overrides)
         elif overrides:
@@ -174,7 +176,6 @@ class PreTrainedModel(ModelBase):
     @classmethod
     def _on_meta(cls, config: CohereConfig) -> Self:
         """The model with shapes and no memory."""
-        get_attention(config.attn_implementation)
         with torch.device("meta"), _WithoutValues():
             return cls(config)
 
@@ -188,10 +189,11 @@ class PreTrainedModel(ModelBase):
         attn_implementation: str | None = None,
     ) -> Self:
         """An untrained model of ``config`` (which is copied), in ``dtype`` or else the configuration's, or float32."""
+        if not isinstance(config, CohereConfig):
+            raise InputError(no_config(config, cls.config_class.__name__))
         config = copy.deepcopy(config)
         if attn_implementation is not None:
             config.attn_implementation = attn_implementation
-        get_attention(config.attn_implementation)
         asked = weights_dtype("auto" if dtype is None and torch_dtype is None else dtype, torch_dtype)
         config.dtype = config.dtype or torch.float32 if asked == "auto" else asked
         return cls(config).to(config.dtype)

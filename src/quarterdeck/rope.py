@@ -11,6 +11,7 @@ where models are being built without memory (``torch.device("meta")``).
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,8 +26,12 @@ class RopeConfig(Protocol):
     """What the functions here read of a model configuration."""
 
     rope_theta: float
-    rope_scaling: dict[str, Any] | None
     max_position_embeddings: int
+
+    @property
+    def rope_scaling(self) -> dict[str, Any] | None:
+        """Kind and numbers of the scaling; None for none."""
+        ...
 
     @property
     def head_dim(self) -> int:
@@ -56,6 +61,35 @@ def rope_type(config: RopeConfig) -> str:
 def depends_on_length(config: RopeConfig) -> bool:
     """Whether the frequencies change with the length of the sequence."""
     return rope_type(config) in {"dynamic", "longrope"}
+
+
+def length_stretch(config: RopeConfig) -> float:
+    """How many times ``max_position_embeddings`` a scaled model reads; 1.0 where that is stretched already."""
+    scaling, kind = config.rope_scaling or {}, rope_type(config)
+    if kind == "longrope":
+        stretched = getattr(config, _ORIGINAL, None) is not None
+    else:
+        stretched = kind not in {"linear", "dynamic", "yarn"} or (kind == "yarn" and scaling.get(_ORIGINAL) is not None)
+    return 1.0 if stretched else float(scaling.get("factor") or 1.0)
+
+
+def normal_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A copy of a ``rope_scaling`` under today's key ``rope_type``; ``type`` is the older spelling.
+
+    Raises:
+        ConfigError: no dictionary, or one that names no type, or two.
+    """
+    if scaling is None:
+        return None
+    if not isinstance(scaling, Mapping):
+        raise ConfigError(f"rope_scaling is {scaling!r}, but must be a dictionary with rope_type, or None")
+    fields = dict(scaling)
+    legacy = fields.pop("type", None)
+    if legacy is not None and fields.setdefault("rope_type", legacy) != legacy:
+        raise ConfigError(f"rope_scaling names two types, type={legacy!r} and rope_type={fields['rope_type']!r}")
+    if "rope_type" not in fields:
+        raise ConfigError(f"rope_scaling is {scaling!r}, but lacks rope_type")
+    return fields
 
 
 def _exponents(dim: int) -> Tensor:
@@ -211,7 +245,8 @@ _POSITIVE = (
 
 def is_number(value: object) -> bool:
     """Whether this is a finite number, and no truth value."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    limit = sys.float_info.max
+    return isinstance(value, int | float) and not isinstance(value, bool) and -limit <= value <= limit
 
 
 def _validate_numbers(scaling: Mapping[str, Any]) -> None:
@@ -232,6 +267,8 @@ def _validate_relations(config: RopeConfig, kind: str, scaling: Mapping[str, Any
     fast, slow = scaling.get("beta_fast") or 32, scaling.get("beta_slow") or 1
     if kind == "yarn" and fast < slow:
         raise ConfigError(f"rope_scaling: beta_fast is {fast!r}, but must not be below beta_slow, {slow!r}")
+    if kind == "yarn" and config.rope_theta <= 1:
+        raise ConfigError(f"rope_scaling of type 'yarn' needs a rope_theta over 1, not {config.rope_theta!r}")
     if kind == "dynamic" and config.head_dim == 2:
         raise ConfigError("rope_scaling of type 'dynamic' needs heads wider than head_dim=2")
     if kind == "llama3" and not scaling["high_freq_factor"] > scaling["low_freq_factor"]:
@@ -260,3 +297,9 @@ def _validate_longrope(config: RopeConfig, scaling: Mapping[str, Any]) -> None:
         raise ConfigError(f"{_ORIGINAL} is {original!r}, but must be a number of at least 1")
     if scaling.get("factor") is None and scaling.get("attention_factor") is None and original is None:
         raise ConfigError("rope_scaling of type 'longrope' needs factor or attention_factor")
+    trained, factor = longrope_lengths(config, scaling)
+    if trained < 2 and factor > 1 and scaling.get("attention_factor") is None:
+        raise ConfigError(
+            f"rope_scaling of type 'longrope' with factor {factor:g} needs a trained length of at least 2 positions, "
+            f"not {trained}; check max_position_embeddings, or give attention_factor"
+        )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quarterdeck.config import read_json
+from quarterdeck.config_files import read_json
 from quarterdeck.errors import CheckpointCorruptError, CheckpointNotFoundError, CheckpointUnsafeError
 from quarterdeck.locate import HubOptions, local_folder
 
