@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from quarterdeck.cli import terminal as terminals
 from quarterdeck.cli.answering import Answerer
 from quarterdeck.cli.conversation import SETTABLE, Conversation, parse_settings
 from quarterdeck.cli.main import main
-from quarterdeck.cli.session import Session
+from quarterdeck.cli.session import HELP, Session
 from quarterdeck.cli.terminal import PlainTerminal, RichTerminal
 from quarterdeck.errors import ChatTemplateError, InputError
 
@@ -246,6 +247,11 @@ def test_set_changes_and_shows_settings(answerer: Answerer) -> None:
         ("!set max_new_tokens=many", "max_new_tokens"),
         ("!set temperature", "name=value"),
         ("!set temperature=0.5 top_p=7", "top_p"),
+        ("!set stop_strings=[a]", "stop_strings=[a] is not valid JSON"),
+        ("!set stop_strings=['a']", "is not valid JSON"),
+        ('!set stop_strings="a', "is not valid JSON"),
+        ("!set stop_strings='a", "no closing quote"),
+        ('!set stop_strings="a"top_k=1', "goes on after its value"),
     ],
 )
 def test_set_refuses_what_cannot_be_right(answerer: Answerer, line: str, message: str) -> None:
@@ -257,12 +263,21 @@ def test_set_refuses_what_cannot_be_right(answerer: Answerer, line: str, message
 
 
 def test_settings_are_parsed_as_people_write_them() -> None:
-    words = ["a=1", "b=0.5", "c=true", "d=False", "e=None", "f=text", 'g=["x"]', "h=", "i=a=b"]
-    assert parse_settings(words) == {
+    text = 'a=1 b=0.5  c=true d=False e=None f=text g=["x"] h= i=a=b'
+    assert parse_settings(text) == {
         "a": 1, "b": 0.5, "c": True, "d": False, "e": None, "f": "text", "g": ["x"], "h": "", "i": "a=b",
     }  # fmt: skip
     with pytest.raises(InputError):
-        parse_settings(["=1"])
+        parse_settings("=1")
+    quoted = parse_settings(' a=["x y", "z=\\"1"] b="s t"\tc=\'u v\' d={"k": 1}')
+    assert quoted == {"a": ["x y", 'z="1'], "b": "s t", "c": "u v", "d": {"k": 1}}
+
+
+def test_quotes_reach_the_settings(answerer: Answerer) -> None:
+    session(answerer, '!set stop_strings=["a b","c"] top_k=3')
+    assert (answerer.settings.stop_strings, answerer.settings.top_k) == (["a b", "c"], 3)
+    session(answerer, "!set stop_strings=None")
+    assert answerer.settings.stop_strings is None
 
 
 def test_what_can_be_set_exists(answerer: Answerer) -> None:
@@ -309,6 +324,41 @@ def test_what_a_model_writes_cannot_steer_the_terminal() -> None:
     output.truncate(0)
     terminal.end_answer(stopped=True)
     assert "[stopped]" in output.getvalue()
+
+
+def test_a_plain_terminal_cleans_what_goes_to_a_person_only() -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for kind, expected in ((Screen, "a]0;b\tc\n"), (io.StringIO, "a\x1b]0;\x07b\tc\n")):
+        output = kind()
+        PlainTerminal(io.StringIO(), output, io.StringIO()).write("a\x1b]0;\x07b\tc\n")
+        assert output.getvalue() == expected
+
+
+def test_an_interrupt_clears_the_line_before_it_ends_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Typed in Ctrl-C's presence: half a line, a whole one, and nothing."""
+    typed = ["half a li", "whole", ""]
+    editor = SimpleNamespace(get_line_buffer=lambda: typed[0])
+
+    def read(prompt: str) -> str:
+        if typed[0] == "whole":
+            return typed.pop(0)
+        raise KeyboardInterrupt
+
+    def after(*_: Any) -> None:
+        typed.pop(0)
+
+    output = io.StringIO()
+    terminal = RichTerminal(console(output))
+    monkeypatch.setitem(sys.modules, "readline", editor)
+    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr(terminal._console, "print", after)
+    assert terminal.read() == "whole"
+    with pytest.raises(KeyboardInterrupt):
+        terminal.read()
+    assert "At the prompt it clears the line" in HELP
 
 
 def test_a_plain_terminal_unless_a_person_sits_at_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:

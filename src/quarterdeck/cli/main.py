@@ -77,7 +77,7 @@ def _open_closed_streams() -> None:
     """Standard streams that were closed by the caller (``>&-``) read and write nothing, and are there."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their numbers
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (to the end)
 
 
 def _accept_any_text() -> None:
