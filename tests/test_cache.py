@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quarterdeck import DynamicCache, StaticCache
 from quarterdeck.cache import Cache
-from quarterdeck.errors import InputError
+from quarterdeck.errors import InputError, UnsupportedOptionError
 
 B, G, D, LAYERS, ROOM = 2, 3, 4, 2, 24
 SHAPE = SimpleNamespace(num_hidden_layers=LAYERS, num_key_value_heads=G, head_dim=D)
@@ -361,3 +361,96 @@ def test_static_full() -> None:
         cache.update(block(B, 1), block(B, 1), 0, torch.tensor([ROOM]))
     with pytest.raises(InputError, match="max_cache_len is 0"):
         StaticCache(SHAPE, max_cache_len=0)
+
+
+@pytest.mark.parametrize("length", [0, -1, 2.5, 3.0, True, "8", None])
+def test_lengths_that_are_no_lengths(length: Any) -> None:
+    with pytest.raises(InputError, match=f"max_cache_len is {length!r}, but must be a whole number of at least 1"):
+        StaticCache(SHAPE, max_cache_len=length)
+    if length is not None:
+        with pytest.raises(InputError, match=f"max_batch_size is {length!r}, but must be a whole number"):
+            StaticCache(SHAPE, max_cache_len=4, max_batch_size=length)
+
+
+@pytest.mark.parametrize("option", [{"device": "cpu"}, {"dtype": torch.float16}])
+def test_options_of_buffers_need_buffers(option: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"device and dtype say where buffers are made at once.*max_batch_size"):
+        StaticCache(SHAPE, ROOM, **option)
+    assert StaticCache(SHAPE, ROOM, max_batch_size=B, **option)[0][0] is not None
+
+
+def test_arguments_of_transformers() -> None:
+    cache = DynamicCache(config=SHAPE)
+    cache.update(block(B, 3), block(B, 3), 0)
+    assert cache.get_seq_length() == 3
+    for make in (DynamicCache, lambda **options: StaticCache(SHAPE, ROOM, **options)):
+        with pytest.raises(UnsupportedOptionError, match=r"offloading=True is not there.*leave it out"):
+            make(offloading=True)
+    for make in (DynamicCache, lambda config: StaticCache(config, ROOM)):
+        with pytest.raises(InputError, match=r"config is a dict, but must be a model's configuration: model.config"):
+            make(config={"num_hidden_layers": 2})
+    with pytest.raises(InputError, match=r"ddp_cache_data is a SimpleNamespace.*given as config="):
+        DynamicCache(SHAPE)
+    pairs = [(block(B, 3), block(B, 3, 1)), (block(B, 3, 2), block(B, 3, 3))]
+    assert all(torch.equal(a, b) for a, b in zip(DynamicCache(pairs)[1], pairs[1], strict=True))
+
+
+def test_they_say_what_they_are() -> None:
+    assert repr(DynamicCache()) == "DynamicCache(0 layers, empty)"
+    assert repr(static()) == "StaticCache(2 layers, empty)"
+    cache = static_allocated()
+    cache.update(block(B, 3), block(B, 3), 0)
+    assert repr(cache) == "StaticCache(2 layers, 3 positions of 24, batch of 2, torch.float32 on cpu)"
+    assert (cache.max_batch_size, cache.max_cache_len) == (B, ROOM)
+    assert (static().max_batch_size, static().max_cache_len) == (None, ROOM)
+    cache.select(torch.tensor([1]))
+    assert cache.max_batch_size == 1
+
+
+# -- places given by a tensor --------------------------------------------------------------------------
+
+
+@contextmanager
+def counted_reads() -> Iterator[list[int]]:
+    """Counts the numbers that the host reads out of tensors: on an accelerator it would wait for each."""
+    counts: list[int] = []
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        yield counts
+    counts.append(sum(event.name == "aten::_local_scalar_dense" for event in profile.events()))
+
+
+@given(script=st.lists(st.one_of(st.integers(0, ROOM - 1), st.sampled_from(["append", "crop", "ask"])), max_size=12))
+@settings(max_examples=80, deadline=None)
+def test_length_is_exact_however_it_was_written(script: list[Any]) -> None:
+    cache, length = static_allocated(), 0
+    for number, step in enumerate(script):
+        new = block(B, 1, number)
+        if step == "append":
+            if length == ROOM:
+                continue
+            keys, _ = cache.update(new, new, 1)
+            assert torch.equal(keys[:, :, length], new[:, :, 0])
+            length += 1
+        elif step == "crop":
+            cache.layers[1].crop(length // 2)
+            length //= 2
+        elif step == "ask":
+            assert cache.get_seq_length(1) == length
+        else:
+            keys, _ = cache.update(new, new, 1, torch.tensor([step]))
+            assert torch.equal(keys[:, :, step], new[:, :, 0])
+            length = max(length, step + 1)
+    assert cache.get_seq_length(1) == length
+    assert cache.get_seq_length(0) == 0
+
+
+def test_places_are_read_once_for_all_layers_and_only_on_the_cpu() -> None:
+    cache = static_allocated()
+    with counted_reads() as reads:
+        for layer_idx in range(LAYERS):
+            cache.update(block(B, 2), block(B, 2), layer_idx, torch.tensor([3, 4]))
+    assert reads == [1]
+    elsewhere = StaticCache(SHAPE, ROOM, max_batch_size=B, device="meta")
+    new = block(B, 2).to("meta")
+    for layer_idx in range(LAYERS):  # tensors without numbers: nothing can have been read
+        elsewhere.update(new, new, layer_idx, torch.tensor([3, 4], device="meta"))

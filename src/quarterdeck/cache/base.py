@@ -12,12 +12,45 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from quarterdeck.errors import InputError
+from quarterdeck.errors import InputError, UnsupportedOptionError
+
+
+@runtime_checkable
+class CacheShape(Protocol):
+    """What a cache reads of a model configuration."""
+
+    num_hidden_layers: int
+    num_key_value_heads: int
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        ...
+
+
+def check_config(config: object) -> None:
+    """Refuse what is no configuration.
+
+    Raises:
+        InputError: ``config`` does not say what a :class:`CacheShape` says.
+    """
+    if not isinstance(config, CacheShape):
+        raise InputError(f"config is a {type(config).__name__}, but must be a model's configuration: model.config")
+
+
+def refuse_offloading(offloading: bool) -> None:
+    """Keys and values stay on the device where the model makes them.
+
+    Raises:
+        UnsupportedOptionError: ``offloading`` is asked for.
+    """
+    if offloading:
+        raise UnsupportedOptionError("offloading=True is not there: caches stay on the model's device; leave it out")
 
 
 def check_block(stored: Tensor, new: Tensor) -> None:
@@ -139,6 +172,15 @@ class Cache(ABC):
 
     def __len__(self) -> int:
         return len(self.layers)
+
+    def __repr__(self) -> str:
+        limit = self.get_max_length()
+        positions = f"{self.get_seq_length()} positions" + ("" if limit is None else f" of {limit}")
+        stored = next((layer.keys for layer in self.layers if layer.keys is not None), None)
+        if stored is None:
+            return f"{type(self).__name__}({len(self)} layers, empty)"
+        place = f"batch of {stored.shape[0]}, {stored.dtype} on {stored.device}"
+        return f"{type(self).__name__}({len(self)} layers, {positions}, {place})"
 
     def __getitem__(self, layer_idx: int) -> tuple[Tensor | None, Tensor | None]:
         return self.layers[layer_idx].keys, self.layers[layer_idx].values

@@ -8,7 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from quarterdeck.cache.base import Cache, CacheLayer, check_block
+from quarterdeck.cache.base import Cache, CacheLayer, CacheShape, check_block, check_config, refuse_offloading
+from quarterdeck.errors import InputError
 
 _HEADROOM = 64
 """Least number of spare positions when storage grows."""
@@ -96,9 +97,32 @@ class DynamicCache(Cache):
 
     >>> cache = DynamicCache()
     >>> keys, values = cache.update(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), layer_idx=0)
-    >>> cache.get_seq_length()
-    3
+    >>> cache
+    DynamicCache(1 layers, 3 positions, batch of 1, torch.float32 on cpu)
+
+    Args:
+        ddp_cache_data: pairs of keys and values ``[B, G, S, D]`` to begin with, one per layer.
+        config: the model's configuration; the name is checked and nothing else: all layers grow alike.
+        offloading: refused.
     """
+
+    def __init__(
+        self,
+        ddp_cache_data: Iterable[tuple[Tensor, Tensor]] | None = None,
+        config: CacheShape | None = None,
+        offloading: bool = False,
+    ) -> None:
+        super().__init__()
+        refuse_offloading(offloading)
+        if config is not None:
+            check_config(config)
+        if ddp_cache_data is not None and not isinstance(ddp_cache_data, Iterable):
+            raise InputError(
+                f"ddp_cache_data is a {type(ddp_cache_data).__name__}, but must be pairs of keys and values, one per "
+                "layer; a configuration is given as config=..."
+            )
+        for layer_idx, (keys, values) in enumerate(ddp_cache_data or ()):
+            self.update(keys, values, layer_idx)
 
     def layer(self, layer_idx: int) -> CacheLayer:
         """The storage of one layer; new layers appear as they are asked for."""
@@ -122,7 +146,4 @@ class DynamicCache(Cache):
     @classmethod
     def from_legacy_cache(cls, past_key_values: Iterable[tuple[Tensor, Tensor]]) -> Self:
         """A cache that holds the given pairs of tensors ``[B, G, S, D]``, one per layer."""
-        cache = cls()
-        for layer_idx, (keys, values) in enumerate(past_key_values):
-            cache.update(keys, values, layer_idx)
-        return cache
+        return cls(past_key_values)
