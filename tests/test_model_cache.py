@@ -167,7 +167,7 @@ def test_a_cache_of_tuples_is_refused_and_can_be_converted() -> None:
     model = make_ours()
     ids = random_ids(B, T)
     legacy = model(ids[:, :7]).past_key_values.to_legacy_cache()
-    with pytest.raises(InputError, match=r"past_key_values is a tuple.*DynamicCache.from_legacy_cache"):
+    with pytest.raises(InputError, match=r"past_key_values is a builtins.tuple.*DynamicCache.from_legacy_cache"):
         model(ids[:, 7:], past_key_values=legacy)
     cache = DynamicCache.from_legacy_cache(legacy)
     assert_close(model(ids[:, 7:], past_key_values=cache).logits, model(ids).logits[:, 7:])
@@ -218,3 +218,62 @@ def test_gradients_through_a_dynamic_cache_equal_those_of_the_whole() -> None:
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, expected in gradients[0].items():
         assert_close(gradients[1][name], expected, 1e-4)
+
+
+# -- places given by a tensor --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+@torch.no_grad()
+def test_rolled_back_by_cache_position_as_in_transformers(attention: str) -> None:
+    # six are stored, the two from place 2 on are written anew; the mask ends behind them
+    pair = make_pair(attention, num_key_value_heads=2)
+    ids, again, at = random_ids(2, 6), random_ids(2, 2, seed=8), torch.tensor([2, 3])
+    for mask in (torch.ones(2, 4).long(), padding_mask(2, 4, "left"), torch.ones(2, 10).long(), None):
+        logits = []
+        for model, cache in (
+            (pair.ours, StaticCache(pair.ours.config, max_cache_len=10)),
+            (pair.theirs, transformers.StaticCache(pair.theirs.config, max_cache_len=10)),
+        ):
+            before = None if mask is None else torch.cat([mask[:, :4], mask[:, -1:].expand(-1, 2)], dim=1)
+            start = {"attention_mask": before, "cache_position": torch.arange(6)}
+            model(ids, past_key_values=cache, **start)
+            logits.append(model(again, attention_mask=mask, past_key_values=cache, cache_position=at).logits)
+        assert_close(*logits)
+        seen = torch.ones(2, 4).long() if mask is None else mask[:, :4]
+        whole = pair.ours(torch.cat([ids[:, :2], again], dim=1), attention_mask=seen).logits[:, 2:]
+        real = seen[:, 2:].bool()
+        assert_close(logits[0][real], whole[real])
+
+
+@torch.no_grad()
+def test_with_places_a_mask_may_not_be_longer_than_the_cache() -> None:
+    model = make_ours()
+    cache = StaticCache(model.config, max_cache_len=8)
+    with pytest.raises(InputError, match=r"shape \[2, 9\], but must be \[2, 1 to 8\]"):
+        model(random_ids(2, 2), attention_mask=torch.ones(2, 9), past_key_values=cache, cache_position=torch.arange(2))
+
+
+# -- names that other programs know --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", [None, "left"])
+@torch.no_grad()
+def test_inputs_of_the_next_step(side: str | None) -> None:
+    model = make_ours()
+    ids, mask = random_ids(B, T), padding_mask(B, T, side)
+    positions = None if mask is None else (mask.cumsum(-1) - 1).masked_fill(mask == 0, 1)
+    whole = model(ids, attention_mask=mask, position_ids=positions).logits[:, -1]
+    for cache in (DynamicCache(), StaticCache(model.config, max_cache_len=T)):
+        for end in (5, 9, T):
+            seen = None if mask is None else mask[:, :end]
+            inputs = model.prepare_inputs_for_generation(ids[:, :end], past_key_values=cache, attention_mask=seen)
+            last = model(**inputs).logits[:, -1]
+        assert_close(last, whole)
+    embeds = model.get_input_embeddings()(ids)
+    inputs = model.prepare_inputs_for_generation(ids, inputs_embeds=embeds, attention_mask=mask, use_cache=False)
+    assert inputs["inputs_embeds"] is embeds
+    assert "input_ids" not in inputs
+    assert_close(model(**inputs).logits[:, -1], whole)
+    with pytest.raises(TypeError, match="head_mask"):
+        model.prepare_inputs_for_generation(ids, head_mask=None)

@@ -15,7 +15,6 @@ Shapes: ``B`` sequences, ``T`` new positions, ``S`` positions to attend to, ``E`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -24,12 +23,11 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from quarterdeck.activations import ACTIVATIONS
-from quarterdeck.attention.dispatch import AttentionFunction, get_attention
-from quarterdeck.attention.mask import AttentionMask, check_positions, make_mask, packed_documents
 from quarterdeck.cache import Cache, DynamicCache
 from quarterdeck.config import CohereConfig
 from quarterdeck.errors import InputError
 from quarterdeck.generation.mixin import GenerationMixin
+from quarterdeck.model_inputs import LayerInputs, check_cache, embedded_inputs, make_layer_inputs, next_step_inputs
 from quarterdeck.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from quarterdeck.pretrained import PreTrainedModel
 from quarterdeck.rope import depends_on_length, rope_frequencies
@@ -45,8 +43,8 @@ class CohereLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(x - mean) / sqrt(variance + eps) * weight``; a ``[heads, D]`` weight normalises each head by itself."""
-        if self.weight.ndim == 1:
-            return functional.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=self.eps)
+        if self.weight.ndim == 1 and self.weight.dtype == x.dtype:
+            return functional.layer_norm(x, self.weight.shape, self.weight, eps=self.eps)  # all at once
         normed = functional.layer_norm(x.float(), x.shape[-1:], eps=self.eps)
         return (normed * self.weight.float()).to(x.dtype)
 
@@ -92,17 +90,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned.flatten(-2).to(x.dtype)
 
 
-@dataclass(frozen=True)
-class Step:
-    """What all layers of one forward pass share."""
-
-    tables: tuple[Tensor, Tensor]
-    masks: dict[int | None, AttentionMask]
-    cache: Cache | None
-    cache_position: Tensor | None
-    attend: AttentionFunction
-
-
 class CohereAttention(nn.Module):
     """Multi-head attention with ``G`` key-value heads for ``H`` query heads."""
 
@@ -123,7 +110,7 @@ class CohereAttention(nn.Module):
             self.q_norm = CohereLayerNorm((heads, self.head_dim), config.layer_norm_eps)
             self.k_norm = CohereLayerNorm((groups, self.head_dim), config.layer_norm_eps)
 
-    def forward(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, shared: LayerInputs) -> tuple[Tensor, Tensor | None]:
         """``[B, T, E]`` to ``[B, T, E]`` and, where the backend has them, the weights ``[B, H, T, S]``."""
         query = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # [B, T, H, D]
         key = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # [B, T, G, D]
@@ -132,12 +119,12 @@ class CohereAttention(nn.Module):
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = query.transpose(1, 2), key.transpose(1, 2)
         if self.spec.rotary:
-            query, key = rotate(query, *step.tables), rotate(key, *step.tables)
-        if step.cache is not None:
-            key, value = step.cache.update(key, value, self.layer_idx, step.cache_position)
-        mask = step.masks[self.spec.attention_window]
+            query, key = rotate(query, *shared.tables), rotate(key, *shared.tables)
+        if shared.cache is not None:
+            key, value = shared.cache.update(key, value, self.layer_idx, shared.cache_position)
+        mask = shared.masks[self.spec.attention_window]
         dropout = self.attention_dropout if self.training else 0.0
-        output, weights = step.attend(query, key, value, mask, scale=self.scaling, dropout=dropout)
+        output, weights = shared.attend(query, key, value, mask, scale=self.scaling, dropout=dropout)
         return self.o_proj(output.transpose(1, 2).flatten(2)), weights
 
 
@@ -166,15 +153,17 @@ class CohereDecoderLayer(nn.Module):
         self.mlp = CohereMLP(config)
         self.input_layernorm = CohereLayerNorm(config.hidden_size, config.layer_norm_eps)
 
-    def forward(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, shared: LayerInputs) -> tuple[Tensor, Tensor | None]:
         """``[B, T, E]`` to ``[B, T, E]`` and the attention weights, if the backend has them."""
         normed = self.input_layernorm(x)
-        attended, weights = self.self_attn(normed, step)
+        attended, weights = self.self_attn(normed, shared)
         return x + attended + self.mlp(normed), weights
 
 
 class CohereModel(PreTrainedModel):
     """The decoder without a head: tokens to hidden states."""
+
+    supports_gradient_checkpointing: ClassVar[bool] = True
 
     def __init__(self, config: CohereConfig) -> None:
         super().__init__(config)
@@ -201,12 +190,13 @@ class CohereModel(PreTrainedModel):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
+        cache_position: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        cache_position: Tensor | None = None,
         *,
         return_dict: bool | None = None,
+        has_padding: bool | None = None,
     ) -> BaseModelOutputWithPast | tuple[Any, ...]:
         """Run the decoder on ``T`` new positions.
 
@@ -219,11 +209,14 @@ class CohereModel(PreTrainedModel):
                 transformers this is looked for only without a mask and without a cache.
             past_key_values: a cache, which is extended in place.
             inputs_embeds: ``[B, T, E]`` instead of ``input_ids``.
+            cache_position: ``[T]`` where the new positions stand in the cache; default: behind what is there. A
+                :class:`StaticCache` then reads nothing from the device: one compiled program fits all steps.
             use_cache: whether to return a cache, a new :class:`DynamicCache` if none is given.
             output_attentions: return the attention weights; computed by the eager backend, whatever is set.
             output_hidden_states: return the states between the layers.
-            cache_position: ``[T]`` where the new positions stand in the cache; default: behind what is there.
             return_dict: False returns a tuple.
+            has_padding: whether a 2-D ``attention_mask`` holds zeros, if you know: finding out takes a look at it,
+                for which the host waits. False promises that there are none.
 
         Raises:
             InputError: arguments that contradict each other or whose shapes do not fit.
@@ -231,15 +224,25 @@ class CohereModel(PreTrainedModel):
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         cache = self._cache(past_key_values, use_cache)
-        x = self._embedded(input_ids, inputs_embeds)
-        step = self._step(x, attention_mask, position_ids, cache, cache_position, "eager" if attentions else None)
+        x = embedded_inputs(self.embed_tokens, input_ids, inputs_embeds)
+        shared = make_layer_inputs(
+            self.config,
+            x,
+            self.rotary_emb,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+            cache_position=cache_position,
+            has_padding=has_padding,
+            backend="eager" if attentions else None,
+        )
 
         all_states: list[Tensor] = []
         all_weights: list[Tensor | None] = []
         for layer in self.layers:
             if states:
                 all_states.append(x)
-            x, weights = self._run(layer, x, step)
+            x, weights = self._run(layer, x, shared)
             if attentions:
                 all_weights.append(weights)
         x = self.norm(x)
@@ -260,78 +263,24 @@ class CohereModel(PreTrainedModel):
     def _cache(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
         if self._recomputes() and (use_cache or past_key_values is not None):
             raise InputError("gradient checkpointing in training takes no cache: drop use_cache, past_key_values")
-        if past_key_values is not None and not isinstance(past_key_values, Cache):
-            raise InputError(
-                f"past_key_values is a {type(past_key_values).__name__}, but must be a Cache; "
-                "DynamicCache.from_legacy_cache(...) makes one of a tuple of tensors"
-            )
+        if past_key_values is not None:
+            check_cache(past_key_values, self.config)
         if past_key_values is None and self._wants_cache(use_cache):
             return DynamicCache()
         return past_key_values
 
-    def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise InputError("You must specify exactly one of input_ids or inputs_embeds")
-        if inputs_embeds is not None:
-            shape, width = list(inputs_embeds.shape), self.config.hidden_size
-            if len(shape) != 3 or shape[-1] != width or 0 in shape:
-                raise InputError(f"inputs_embeds has shape {shape}, but must be [batch, positions, {width}]")
-            return inputs_embeds
-        assert input_ids is not None
-        if input_ids.ndim != 2 or not input_ids.numel() or input_ids.is_floating_point():
-            raise InputError(f"input_ids must be integers [B, T], not {input_ids.dtype} {list(input_ids.shape)}")
-        try:
-            embedded: Tensor = self.embed_tokens(input_ids)
-        except IndexError as error:
-            low, high, limit = int(input_ids.min()), int(input_ids.max()), self.embed_tokens.num_embeddings
-            raise InputError(f"input_ids go from {low} to {high}, but must be in 0 to {limit - 1}") from error
-        return embedded
-
-    def _step(
-        self,
-        x: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        cache: Cache | None,
-        cache_position: Tensor | None,
-        backend: str | None,
-    ) -> Step:
-        """Everything about positions and visibility, once for all layers."""
-        batch, length, device = x.shape[0], x.shape[1], x.device
-        start = cache.get_seq_length() if cache is not None else 0
-        check_positions(position_ids, cache_position, batch, length)
-        documents = None
-        if position_ids is not None and attention_mask is None and cache is None:
-            documents = packed_documents(position_ids.expand(batch, -1))
-        order = torch.arange(start, start + length, device=device) if cache_position is None else cache_position
-        masks = {
-            window: make_mask(
-                attention_mask,
-                batch=batch,
-                queries=length,
-                keys=cache.key_length(length) if cache is not None else length,
-                start=start,
-                positions=cache_position,
-                device=device,
-                documents=documents,
-                window=window,
-            )
-            for window in {self.config.layer_spec(i).attention_window for i in range(len(self.layers))}
-        }
-        tables = self.rotary_emb(order[None] if position_ids is None else position_ids, x.dtype)
-        return Step(tables, masks, cache, cache_position, get_attention(backend or self.config.attn_implementation))
-
-    def _run(self, layer: nn.Module, x: Tensor, step: Step) -> tuple[Tensor, Tensor | None]:
+    def _run(self, layer: nn.Module, x: Tensor, shared: LayerInputs) -> tuple[Tensor, Tensor | None]:
         """One layer; in training with gradient checkpointing its inside is computed again on the way back."""
         options = {"use_reentrant": False, **self.gradient_checkpointing_kwargs}
         result: tuple[Tensor, Tensor | None]
-        result = checkpoint(layer, x, step, **options) if self._recomputes() else layer(x, step)
+        result = checkpoint(layer, x, shared, **options) if self._recomputes() else layer(x, shared)
         return result
 
 
 class CohereForCausalLM(PreTrainedModel, GenerationMixin):
     """The language model: the decoder and its output head."""
 
+    supports_gradient_checkpointing: ClassVar[bool] = True
     _tied_weights: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: CohereConfig) -> None:
@@ -356,6 +305,14 @@ class CohereForCausalLM(PreTrainedModel, GenerationMixin):
         """Replace the output head."""
         self.lm_head = new_embeddings
 
+    def get_decoder(self) -> CohereModel:
+        """The model without its head."""
+        return self.model
+
+    def set_decoder(self, decoder: CohereModel) -> None:
+        """Replace the model without its head."""
+        self.model = decoder
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -372,6 +329,7 @@ class CohereForCausalLM(PreTrainedModel, GenerationMixin):
         *,
         return_dict: bool | None = None,
         num_items_in_batch: int | Tensor | None = None,
+        has_padding: bool | None = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Next-token logits; arguments that are not here are those of :meth:`CohereModel.forward`.
 
@@ -390,23 +348,43 @@ class CohereForCausalLM(PreTrainedModel, GenerationMixin):
             position_ids,
             past_key_values,
             inputs_embeds,
+            cache_position,
             use_cache,
             output_attentions,
             output_hidden_states,
-            cache_position,
             return_dict=True,
+            has_padding=has_padding,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])  # [B, K, V]
-        logits = logits * self.config.logit_scale if logits.requires_grad else logits.mul_(self.config.logit_scale)
+        # out of place: what the head returned may be kept by a hook, or be the head's own
+        logits = self.lm_head(outputs.last_hidden_state[:, kept]) * self.config.logit_scale  # [B, K, V]
         output = CausalLMOutputWithPast(
-            loss=None if labels is None else next_token_loss(logits, labels, num_items_in_batch),
+            loss=None if labels is None else self.loss_function(logits, labels, num_items_in_batch=num_items_in_batch),
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def loss_function(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        vocab_size: int | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+    ) -> Tensor:
+        """What ``forward`` returns as loss; ``vocab_size`` is that of the logits in any case."""
+        if vocab_size not in (None, logits.shape[-1]):
+            raise InputError(f"vocab_size is {vocab_size}, but the logits have {logits.shape[-1]} words; leave it out")
+        return next_token_loss(logits, labels, num_items_in_batch)
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **given: Any) -> dict[str, Any]:
+        """Arguments of ``forward`` for the next step of a generation, for programs with a loop of their own.
+
+        See :func:`~quarterdeck.model_inputs.next_step_inputs`, which takes and refuses the other arguments.
+        """
+        return next_step_inputs(input_ids, **given)
 
 
 def next_token_loss(logits: Tensor, labels: Tensor, num_items: int | Tensor | None = None) -> Tensor:

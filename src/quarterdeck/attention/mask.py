@@ -120,8 +120,10 @@ def make_mask(
     start: int,
     positions: Tensor | None,
     device: torch.device,
+    heads: int | None = None,
     documents: Tensor | None = None,
     window: int | None = None,
+    has_padding: bool | None = None,
 ) -> AttentionMask:
     """Describe the mask of one forward pass from what the caller gave.
 
@@ -129,35 +131,53 @@ def make_mask(
         attention_mask: ``None``, ``[B, n]`` (1 for real tokens; ``n`` counts past and new ones), or a finished
             mask ``[B or 1, H or 1, T, S]`` that is used as it is.
         batch, queries, keys, start, positions, device, documents, window: see :class:`AttentionMask`.
+        heads: ``H``; ``None`` leaves the second axis of a finished mask to the caller.
+        has_padding: whether ``[B, n]`` holds zeros, where that is known; ``None`` looks, which waits for the device.
 
     Raises:
-        InputError: an ``attention_mask`` whose shape does not fit.
+        InputError: an ``attention_mask`` that is no tensor or whose shape does not fit.
     """
     padding = explicit = None
-    if attention_mask is not None and attention_mask.ndim == 4:
-        explicit = _checked_explicit(attention_mask, batch, queries, keys).to(device)
-    elif attention_mask is not None:
-        padding = _checked_padding(attention_mask, batch, keys, start + queries).to(device)
-        # all real: as good as none, and much faster
-        padding = None if bool(padding.all()) and padding.shape[1] >= start + queries else padding
+    if attention_mask is not None:
+        check_tensor("attention_mask", attention_mask)
+        if attention_mask.ndim == 4:
+            explicit = _checked_explicit(attention_mask, batch, heads, queries, keys).to(device)
+        else:
+            end = None if positions is not None else start + queries
+            padding = _checked_padding(attention_mask, batch, keys, end).to(device)
+            padding = padding if _counts(padding, keys, positions, has_padding) else None
     return AttentionMask(queries, keys, device, start, positions, padding, documents, window, explicit)
 
 
-def _checked_padding(mask: Tensor, batch: int, keys: int, end: int) -> Tensor:
-    if mask.ndim != 2 or mask.shape[0] != batch or not end <= mask.shape[1] <= max(end, keys):
+def _counts(padding: Tensor, keys: int, positions: Tensor | None, has_padding: bool | None) -> bool:
+    """Whether ``padding`` must be kept. All real is as good as none, and much faster."""
+    if positions is not None and padding.shape[1] < keys:
+        return True  # it also says that the keys behind it are not there
+    if has_padding is None:
+        # a compiled program cannot look, and with positions there is a matrix in any case: nothing to win
+        return torch.compiler.is_compiling() or positions is not None or not bool(padding.all())
+    return has_padding
+
+
+def _checked_padding(mask: Tensor, batch: int, keys: int, end: int | None) -> Tensor:
+    """``end`` is the number of past and new tokens, ``None`` where only a tensor knows it."""
+    least, most = (1, keys) if end is None else (end, max(end, keys))
+    if mask.ndim != 2 or mask.shape[0] != batch or not least <= mask.shape[1] <= most:
+        wanted = f"[{batch}, 1 to {keys}]" if end is None else f"[{batch}, {end}]"
         raise InputError(
-            f"attention_mask has shape {list(mask.shape)}, but must be [{batch}, {end}] (past and new tokens) or a "
+            f"attention_mask has shape {list(mask.shape)}, but must be {wanted} (past and new tokens) or a "
             f"4-D mask [{batch}, 1, queries, keys]"
         )
     return mask[:, :keys].to(torch.bool)
 
 
-def _checked_explicit(mask: Tensor, batch: int, queries: int, keys: int) -> Tensor:
+def _checked_explicit(mask: Tensor, batch: int, heads: int | None, queries: int, keys: int) -> Tensor:
     mask = mask[..., :keys]
-    if mask.shape[0] not in (1, batch) or mask.shape[2] != queries or mask.shape[3] != keys:
+    right_heads = heads is None or mask.shape[1] in (1, heads)
+    if mask.shape[0] not in (1, batch) or not right_heads or mask.shape[2] != queries or mask.shape[3] != keys:
         raise InputError(
             f"the 4-D attention_mask has shape {list(mask.shape)}, but must be "
-            f"[{batch} or 1, heads or 1, {queries}, {keys}]"
+            f"[{batch} or 1, {heads or 'heads'} or 1, {queries}, {keys}]"
         )
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise InputError(
@@ -167,27 +187,45 @@ def _checked_explicit(mask: Tensor, batch: int, queries: int, keys: int) -> Tens
     return mask
 
 
+def check_tensor(name: str, value: object) -> None:
+    """Refuse lists, dictionaries and arrays where a tensor belongs.
+
+    Raises:
+        InputError: ``value`` is no tensor.
+    """
+    if not isinstance(value, Tensor):
+        raise InputError(
+            f"{name} is a {type(value).__name__}, but must be a tensor: torch.tensor(...) makes one of numbers, "
+            "return_tensors='pt' lets the tokenizer make it"
+        )
+
+
 def check_positions(position_ids: Tensor | None, cache_position: Tensor | None, batch: int, length: int) -> None:
     """Refuse positions that would be spread over tokens that they were not given for.
 
     Raises:
         InputError: ``position_ids`` that are not ``[batch or 1, length]``, a ``cache_position`` not ``[length]``.
     """
+    for name, given in (("position_ids", position_ids), ("cache_position", cache_position)):
+        if given is not None:
+            check_tensor(name, given)
     if position_ids is not None and list(position_ids.shape) not in ([batch, length], [1, length]):
         raise InputError(
             f"position_ids has shape {list(position_ids.shape)}, but must be [{batch} or 1, {length}]: "
             "one for every new token"
         )
-    if cache_position is not None and list(cache_position.shape) != [length]:
+    if cache_position is not None and (list(cache_position.shape) != [length] or cache_position.is_floating_point()):
         raise InputError(
-            f"cache_position has shape {list(cache_position.shape)}, but must be [{length}]: one for every new token"
+            f"cache_position has shape {list(cache_position.shape)} and type {cache_position.dtype}, but must be "
+            f"[{length}] integers: one for every new token"
         )
 
 
 def packed_documents(position_ids: Tensor) -> Tensor | None:
     """Document numbers of packed rows: a new one begins wherever a position does not follow the one before.
 
-    ``[B, T]`` positions to ``[B, T]`` numbers from 0, or ``None`` if every row is one document.
+    ``[B, T]`` positions to ``[B, T]`` numbers from 0, or ``None`` if every row is one document; a compiled program
+    cannot look at values, and numbers them in any case.
     """
     starts = torch.diff(position_ids, prepend=position_ids[:, :1] - 1) != 1
-    return starts.cumsum(-1) if bool(starts.any()) else None
+    return starts.cumsum(-1) if torch.compiler.is_compiling() or bool(starts.any()) else None

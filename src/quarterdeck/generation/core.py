@@ -130,7 +130,7 @@ class Forward:
         self._content = self.prompt.content
         self._positions = self.prompt.positions
         self._mask: Tensor | None = None
-        if self.prompt.mask is not None:
+        if self.prompt.mask is not None and not bool(self.prompt.mask.all()):  # looked at once, not at every run
             self._mask = self.prompt.mask.new_ones(self.prompt.rows, self.room)
             self._mask[:, : self.prompt.length] = self.prompt.mask
         self._next = self._first_position_after_prompt()
@@ -200,6 +200,7 @@ class Forward:
             use_cache=self.cache is not None,
             logits_to_keep=logits_to_keep,
             return_dict=True,
+            **({} if self._mask is None else {"has_padding": True}),
             **self.options,
         )
         return output
@@ -209,7 +210,8 @@ class Forward:
 def generate_steps(model: CausalModel, prompt: Prompt, cache: Cache | None, plan: Plan) -> Iterator[Step]:
     """Tokens for all rows, one step at a time, until every row is finished.
 
-    Per step the host waits for the device once, to learn whether all rows are finished.
+    Per step the host waits for the device once, to learn whether all rows are finished; criteria, processors and
+    rotary frequencies that depend on the length may add to that.
 
     Raises:
         InputError: a row has no token to choose.
