@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -53,7 +54,10 @@ def nothing(*_: Any) -> None:
         ({"logits_processor": [nothing]}, r"processor nothing returned None.*tensor \[2, 20\]: it lacks a return"),
         ({"logits_processor": [lambda ids, scores: scores[:, :3]]}, r"returned a tensor \[2, 3\] of torch.float32"),
         ({"stopping_criteria": [nothing]}, "criterion nothing returned None and must return a bool"),
-        ({"stopping_criteria": [lambda *_: torch.zeros(3, dtype=torch.bool)]}, r"returned a tensor \[3\] of torch.bool"),
+        (
+            {"stopping_criteria": [lambda *_: torch.zeros(3, dtype=torch.bool)]},
+            r"returned a tensor \[3\] of torch.bool",
+        ),
         ({"stopping_criteria": [lambda *_: torch.zeros(2)]}, r"returned a tensor \[2\] of torch.float32"),
         ({"seed": "x"}, "seed='x' must be an integer"),
         ({"seed": 2**70}, r"seed=\d+ must be an integer from -2\*\*63 to"),
@@ -77,6 +81,12 @@ def test_embeddings_of_another_type_are_refused(model: CohereForCausalLM, dtype:
         model.generate(inputs_embeds=embeds, max_new_tokens=3)
 
 
+@pytest.mark.parametrize("done", [True, np.bool_(True), torch.tensor(True), torch.tensor([True, True])])
+def test_a_criterion_may_answer_for_all_rows_or_for_each(model: CohereForCausalLM, done: Any) -> None:
+    ids = model.generate(PROMPT, max_new_tokens=3, eos_token_id=None, stopping_criteria=[lambda *_: done])
+    assert ids.shape == (2, 4)
+
+
 # ------------------------------------------------------------------------- no token left to choose
 
 
@@ -93,7 +103,7 @@ def ban_all(row: int) -> Any:
 def test_a_row_without_a_token_to_choose_is_an_error(model: CohereForCausalLM, sample: bool) -> None:
     with pytest.raises(InputError, match=r"row 1 has no token to choose at position 4: every one is banned"):
         model.generate(PROMPT, max_new_tokens=3, eos_token_id=None, do_sample=sample, logits_processor=[ban_all(1)])
-    with pytest.raises(InputError, match="row 0 .*suppress_tokens"):
+    with pytest.raises(InputError, match=r"row 0 .*suppress_tokens"):
         model.generate(PROMPT, max_new_tokens=3, suppress_tokens=list(range(V)), do_sample=sample)
 
 

@@ -393,3 +393,6 @@ def test_refusals_give_their_reason(ours: TextGenerationPipeline, checkpoint: Pa
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(InputError, match=r"^there is no 'cuda:1' here: give 'cpu'$"):
         as_device("cuda:1")
+    for wrong in (7.5, True):
+        with pytest.raises(InputError, match=f"device={wrong} is neither a name"):
+            as_device(wrong)

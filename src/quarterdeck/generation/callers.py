@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,8 +89,8 @@ def checked_done(criterion: object, rows: int, result: object) -> bool | Tensor:
     Raises:
         InputError: neither a bool nor a bool per row.
     """
-    if isinstance(result, bool):
-        return result
+    if isinstance(result, bool | np.bool_):
+        return bool(result)
     if isinstance(result, Tensor) and result.dtype == torch.bool and result.shape in ((), (rows,)):
         return result
     raise InputError(

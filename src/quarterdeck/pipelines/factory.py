@@ -99,9 +99,11 @@ def as_device(device: Device | None) -> torch.device:
     """The device meant by a name, by an accelerator's number (-1: the CPU), or by None (the first accelerator)."""
     if isinstance(device, str | torch.device):
         return _named_device(device)
+    if device is not None and (not isinstance(device, int) or isinstance(device, bool)):
+        raise InputError(f"device={device!r} is neither a name, such as 'cuda:1', nor the number of an accelerator")
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is not None and (device is None or device >= 0):
-        return torch.device(accelerator.type, device or 0)
+        return _named_device(torch.device(accelerator.type, device or 0))
     if device is not None and device >= 0:
         logger.warning("there is no accelerator: device=%d means the CPU here", device)
     return torch.device("cpu")
