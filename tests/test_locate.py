@@ -71,6 +71,17 @@ def test_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert resolve_file("midshipman", "config.json") == tmp_path / "midshipman" / "config.json"
 
 
+def test_a_path_called_like_the_embedded_model_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locate, "_ASSETS", tmp_path / "assets")
+    (tmp_path / "assets" / "midshipman").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    embedded = tmp_path / "assets" / "midshipman"
+    assert local_folder(Path("midshipman")) == embedded
+    (tmp_path / "midshipman").mkdir()
+    assert local_folder(Path("midshipman")) == local_folder("./midshipman") == Path("midshipman")
+    assert local_folder("midshipman") == embedded
+
+
 def test_an_absent_file_is_an_error_unless_it_may_be_absent(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_text("")
     assert resolve_file(tmp_path, "config.json", required=False) is None

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hub_stand_in import MAIN, HubStandIn, hub_in_place
+from hub_stand_in import MAIN, OLDER, HubStandIn, hub_in_place
 from quarterdeck.config import CohereConfig
 from quarterdeck.errors import (
     CheckpointCorruptError,
@@ -313,11 +313,34 @@ def test_from_the_hub_and_then_offline(hub: HubStandIn, tmp_path: Path, size: st
     assert torch.equal(logits(loaded), logits(model))
     assert loaded.generation_config == model.generation_config
     assert loaded.config.name_or_path == "crew/ship"
-    assert {authorization for _, _, authorization in hub.requests} == {"Bearer hf_secret"}
+    # "/" is asked whether the hub answers at all, which needs no rights
+    assert {authorization for _, path, authorization in hub.requests if path != "/"} == {"Bearer hf_secret"}
     asked = len(hub.requests)
     offline = CohereForCausalLM.from_pretrained("crew/ship", local_files_only=True, **options)
     assert torch.equal(logits(offline), logits(model))
     assert len(hub.requests) == asked
+
+
+def test_configuration_and_weights_are_of_one_commit(
+    hub: HubStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody pushes after the configuration was read: the weights are still those that belong to it."""
+    tiny().save_pretrained(tmp_path / "served")
+    repository = hub.add_folder("crew/ship", tmp_path / "served")
+    tiny(logit_scale=2.0, initializer_range=0.5).save_pretrained(tmp_path / "pushed")
+    pushed = {path.name: path.read_bytes() for path in (tmp_path / "pushed").iterdir()}
+    repository.commits[OLDER] = pushed
+    read = CohereConfig.from_pretrained
+
+    def read_then_push(*args: Any, **options: Any) -> CohereConfig:
+        config = read(*args, **options)
+        repository.names["main"] = OLDER
+        return config
+
+    monkeypatch.setattr(CohereConfig, "from_pretrained", read_then_push)
+    model = CohereForCausalLM.from_pretrained("crew/ship", cache_dir=tmp_path / "cache")
+    assert torch.equal(logits(model), logits(tiny()))
+    monkeypatch.undo()
 
 
 def test_revision_and_subfolder_on_the_hub(hub: HubStandIn, tmp_path: Path) -> None:

@@ -52,7 +52,18 @@ def test_rounding_up() -> None:
     assert model.resize_token_embeddings() is model.get_input_embeddings()
 
 
-@pytest.mark.parametrize("options", [{"new_num_tokens": 0}, {"pad_to_multiple_of": 1.3}, {"pad_to_multiple_of": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"new_num_tokens": 0},
+        {"new_num_tokens": True},
+        {"new_num_tokens": 100.0},
+        {"new_num_tokens": "100"},
+        {"pad_to_multiple_of": 1.3},
+        {"pad_to_multiple_of": True},
+        {"pad_to_multiple_of": 0},
+    ],
+)
 def test_numbers_that_cannot_be(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(options))} is .* whole number"):
         tiny().resize_token_embeddings(**options)

@@ -13,7 +13,13 @@ import torch
 from torch import nn
 
 from quarterdeck.config import CohereConfig
-from quarterdeck.errors import CheckpointNotFoundError, ConfigError, InputError, UnsupportedOptionError
+from quarterdeck.errors import (
+    CheckpointMismatchError,
+    CheckpointNotFoundError,
+    ConfigError,
+    InputError,
+    UnsupportedOptionError,
+)
 from quarterdeck.model import CohereForCausalLM, CohereModel
 from test_pretrained import IDS, TINY, logits, tiny
 
@@ -42,6 +48,8 @@ def load(checkpoint: Path, **options: Any) -> CohereForCausalLM:
         ({"dtype": "float16"}, torch.float16),
         ({"torch_dtype": "torch.float64"}, torch.float64),
         ({"dtype": torch.bfloat16, "torch_dtype": torch.bfloat16}, torch.bfloat16),
+        ({"dtype": torch.float16, "torch_dtype": "float16"}, torch.float16),
+        ({"dtype": "auto", "torch_dtype": "auto"}, torch.bfloat16),
     ],
 )
 def test_types(checkpoint: Path, options: dict[str, Any], dtype: torch.dtype) -> None:
@@ -67,6 +75,8 @@ def test_types_that_no_model_can_have(checkpoint: Path, dtype: Any) -> None:
 def test_two_types_at_once(checkpoint: Path) -> None:
     with pytest.raises(InputError, match="are one option"):
         load(checkpoint, dtype="float16", torch_dtype="bfloat16")
+    with pytest.raises(InputError, match="are one option"):
+        load(checkpoint, dtype="auto", torch_dtype=torch.float32)
 
 
 @pytest.mark.parametrize("place", ["cpu", torch.device("cpu"), {"": "cpu"}, None, "cpu:0"])
@@ -98,9 +108,26 @@ def test_a_device_that_there_is_not(checkpoint: Path) -> None:
             load(checkpoint, device_map=0)
 
 
-def test_the_default_device_is_heeded(checkpoint: Path) -> None:
+def test_the_default_type_is_heeded(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        models = [load(checkpoint), CohereForCausalLM._from_config(CohereConfig(**TINY))]
+        assert load(checkpoint, dtype="float32").dtype == torch.float32
+    finally:
+        torch.set_default_dtype(before)
+    for model in models:
+        assert {parameter.dtype for parameter in model.parameters()} == {model.config.dtype} == {torch.bfloat16}
+
+
+def test_a_meta_device_as_the_default_is_refused(checkpoint: Path) -> None:
+    with torch.device("meta"), pytest.raises(InputError, match=r"default device is 'meta'.* give device_map='cpu'"):
+        load(checkpoint)
     with torch.device("meta"):
-        model = load(checkpoint, dtype="auto")
+        assert torch.equal(
+            load(checkpoint, device_map="cpu").lm_head.weight, load(checkpoint, device_map="cpu").lm_head.weight
+        )
+    model = load(checkpoint, dtype="auto", device_map="meta")
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert model.dtype == torch.bfloat16
     with pytest.raises(InputError, match="meta device"):
@@ -168,6 +195,8 @@ def test_attention(checkpoint: Path) -> None:
     assert model.model.config.attn_implementation == "eager"
     with pytest.raises(UnsupportedOptionError, match="periscope"):
         model.set_attn_implementation("periscope")
+    with pytest.raises(UnsupportedOptionError, match=r"\{'': 'sdpa'\}, but must be one name for the whole model"):
+        model.set_attn_implementation({"": "sdpa"})  # type: ignore[arg-type]
     assert model.config.attn_implementation == "eager"
 
 
@@ -192,10 +221,30 @@ def test_what_is_always_done_may_be_asked_for(checkpoint: Path) -> None:
     load(checkpoint, low_cpu_mem_usage=True, use_safetensors=True, trust_remote_code=False, weights_only=True)
 
 
+NONE = (
+    "quantization_config load_in_8bit load_in_4bit variant max_memory offload_folder offload_state_dict "
+    "offload_buffers from_tf from_flax tp_plan tp_size device_mesh distributed_config gguf_file proxies "
+    "use_auth_token resume_download mirror adapter_name adapter_kwargs key_mapping generation_config use_kernels"
+).split()
+FALSE = (
+    "load_in_8bit load_in_4bit offload_state_dict offload_buffers from_tf from_flax resume_download use_kernels".split()
+)
+
+
+def test_what_is_off_may_be_said_to_be_off(checkpoint: Path) -> None:
+    assert torch.equal(logits(load(checkpoint, **dict.fromkeys(NONE))), logits(load(checkpoint)))
+    load(checkpoint, **dict.fromkeys(FALSE, False), proxies=None)
+
+
 @pytest.mark.parametrize(
     "option",
     [
         {"use_safetensors": False},
+        {"use_auth_token": False},
+        {"load_in_8bit": True},
+        {"load_in_8bit": 0},
+        {"gguf_file": ""},
+        {"tp_plan": "auto"},
         {"trust_remote_code": True},
         {"load_in_4bit": True},
         {"quantization_config": {"load_in_8bit": True}},
@@ -223,6 +272,52 @@ def test_saving_as_pickle_or_to_the_hub_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedOptionError, match="hf upload"):
         tiny().save_pretrained(tmp_path, push_to_hub=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_saving_under_other_names_or_with_another_writer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedOptionError, match="variant='fp16' is refused"):
+        tiny().save_pretrained(tmp_path, variant="fp16")
+    with pytest.raises(UnsupportedOptionError, match="save_function is refused"):
+        tiny().save_pretrained(tmp_path, save_function=torch.save)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_of_several_processes_saves(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path / "model", is_main_process=False)
+    assert list(tmp_path.iterdir()) == []
+    tiny().save_pretrained(tmp_path / "model", is_main_process=True, variant=None, save_function=None)
+    assert torch.equal(logits(load(tmp_path / "model")), logits(tiny()))
+
+
+def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(InputError, match=r"model' is a file; give a folder"):
+        tiny().save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model").read_text() == "mine"
+
+
+def test_weights_in_whole_numbers_are_named(tmp_path: Path) -> None:
+    tensors = tiny().state_dict()
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name].to(torch.int8)
+    tiny().save_pretrained(tmp_path, state_dict=tensors)
+    with pytest.raises(
+        CheckpointMismatchError, match=rf"{name} is stored as int8, .*quantized checkpoints are not read"
+    ):
+        load(tmp_path)
+
+
+def test_a_model_without_a_padding_token(tmp_path: Path) -> None:
+    model = tiny(pad_token_id=-1, eos_token_id=[7, -1])
+    assert (model.config.pad_token_id, model.generation_config.pad_token_id) == (-1, None)
+    assert model.generation_config.eos_token_id == [7]
+    model.save_pretrained(tmp_path)
+    assert torch.equal(load(tmp_path).generate(IDS, max_new_tokens=3), model.generate(IDS, max_new_tokens=3))
+
+
+def test_a_value_of_the_configuration_that_generation_refuses_is_sought_there() -> None:
+    with pytest.raises(InputError, match=r"top_p.*\(The value comes from the model's configuration.\)"):
+        tiny(top_p=1.5)
 
 
 def test_a_subfolder(tmp_path: Path) -> None:
@@ -256,6 +351,11 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     assert model.model.gradient_checkpointing_kwargs == {"use_reentrant": True}
     model.gradient_checkpointing_disable()
     assert not model.is_gradient_checkpointing
+    with pytest.raises(UnsupportedOptionError, match=r"there is no nonsense; torch's checkpoint takes .*use_reentrant"):
+        model.gradient_checkpointing_enable({"nonsense": True})
+    assert not model.is_gradient_checkpointing
+    model.gradient_checkpointing_enable({"preserve_rng_state": False, "use_reentrant": False})
+    model(IDS, labels=IDS).loss.backward()
 
 
 def test_inputs_can_require_gradients_over_a_frozen_embedding() -> None:

@@ -2,7 +2,8 @@
 
 A model is named in one of three ways, tried in this order:
 
-1. ``"midshipman"``: the model inside the package, always there, never a download;
+1. ``"midshipman"``: the model inside the package, always there, never a download (``Path("midshipman")`` or
+   ``"./midshipman"`` is a folder of that name, where there is one);
 2. a folder that exists;
 3. an id on the Hugging Face hub, ``"name"`` or ``"organisation/name"``, fetched into the hub's own cache.
 
@@ -197,9 +198,9 @@ def local_folder(name_or_dir: str | os.PathLike[str]) -> Path | None:
     name = os.fspath(name_or_dir)
     if not name:
         raise InputError(f"a model's name is empty; give '{EMBEDDED_MODEL}', a folder or a hub id")
-    if name == EMBEDDED_MODEL:
-        return _embedded_folder()
     folder = Path(name).expanduser()
+    if name == EMBEDDED_MODEL and not (isinstance(name_or_dir, os.PathLike) and folder.is_dir()):
+        return _embedded_folder()
     if folder.is_dir():
         return folder
     if folder.is_file():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -103,7 +103,7 @@ class PreTrainedModel(ModelBase):
             state_dict: weights in place of the checkpoint's. Tensors that need no conversion become the model's
                 own, they are not copied.
             dtype: type of the weights: a ``torch.dtype``, its name, or ``"auto"`` for the one in the configuration,
-                or else of the first weight. Default: float32.
+                or else of the first weight. Default: torch's default type, float32 unless changed.
             torch_dtype: the older name of ``dtype``.
             device_map: one device for the whole model, ``"cuda:1"``, ``1``, ``{"": "cuda:1"}``. Default: torch's
                 default device.
@@ -121,7 +121,7 @@ class PreTrainedModel(ModelBase):
             force_download: download again.
             options: fields of the configuration to override by name. Of transformers' other options
                 ``low_cpu_mem_usage``, ``use_safetensors`` and ``trust_remote_code`` are accepted where they ask
-                for what is always done here; all others are refused.
+                for what is always done here, and all others where they are off; else they are refused.
 
         Raises:
             CheckpointNotFoundError: no such checkpoint, or no config.json or weights in it.
@@ -188,14 +188,14 @@ class PreTrainedModel(ModelBase):
         torch_dtype: str | torch.dtype | None = None,
         attn_implementation: str | None = None,
     ) -> Self:
-        """An untrained model of ``config`` (which is copied), in ``dtype`` or else the configuration's, or float32."""
+        """An untrained model of ``config`` (which is copied), in ``dtype``, else the configuration's, else torch's."""
         if not isinstance(config, CohereConfig):
             raise InputError(no_config(config, cls.config_class.__name__))
         config = copy.deepcopy(config)
         if attn_implementation is not None:
             config.attn_implementation = attn_implementation
         asked = weights_dtype("auto" if dtype is None and torch_dtype is None else dtype, torch_dtype)
-        config.dtype = config.dtype or torch.float32 if asked == "auto" else asked
+        config.dtype = (config.dtype or torch.get_default_dtype()) if asked == "auto" else asked
         return cls(config).to(config.dtype)
 
     def _load(
@@ -235,6 +235,9 @@ class PreTrainedModel(ModelBase):
         state_dict: Mapping[str, Tensor] | None = None,
         safe_serialization: bool = True,
         push_to_hub: bool = False,
+        is_main_process: bool = True,
+        variant: str | None = None,
+        save_function: Callable[..., object] | None = None,
     ) -> None:
         """Writes config.json, generation_config.json and the weights, so that `from_pretrained` reads them back.
 
@@ -248,15 +251,25 @@ class PreTrainedModel(ModelBase):
             state_dict: weights to write in place of the model's own.
             safe_serialization: only True; weights are written as safetensors.
             push_to_hub: only False.
+            is_main_process: of several processes that call this, one writes; the others pass False and write nothing.
+            variant: only None.
+            save_function: only None.
 
         Raises:
-            InputError: a size that cannot be read, or weights without values (on the meta device).
-            UnsupportedOptionError: pickle files or an upload were asked for.
+            InputError: a size that cannot be read, weights without values (on the meta device), or a file where the
+                folder should be.
+            UnsupportedOptionError: pickle files, an upload, other names or another writer were asked for.
         """
+        if variant is not None:
+            raise UnsupportedOptionError(f"variant={variant!r} is refused: use a folder of its own for each variant")
+        if save_function is not None:
+            raise UnsupportedOptionError("save_function is refused: safetensors writes the weights; leave it out")
         if not safe_serialization:
             raise UnsupportedOptionError("safe_serialization=False is refused: weights are written as safetensors only")
         if push_to_hub:
             raise UnsupportedOptionError("push_to_hub=True is refused: save, then run `hf upload <id> <folder>`")
+        if not is_main_process:
+            return
         tensors = self._without_tied(self.state_dict() if state_dict is None else state_dict)
         config = copy.deepcopy(self.config)
         config.architectures = [type(self).__name__]

@@ -206,20 +206,22 @@ class GenerationConfig:
     @classmethod
     def from_dict(cls, options: Mapping[str, Any], **overrides: Any) -> GenerationConfig:
         """Options as read from a file, then those given by name. See the class for what a file may hold."""
-        config = cls.__new__(cls)
-        config._fill(options)
-        config._validate_file()
+        config = cls._read(options, f"{FILE_NAME}, or a dictionary in its place")
         unknown = config.update(**overrides)
         if unknown:
             raise UnsupportedOptionError(describe_unknown(next(iter(unknown))))
         return config
 
-    def _validate_file(self) -> None:
-        """Like `validate`, and name the file as the place to look at."""
+    @classmethod
+    def _read(cls, options: Mapping[str, Any], place: str) -> GenerationConfig:
+        """Options and other keys; an error names the ``place`` to look at."""
+        config = cls.__new__(cls)
+        config._fill(options)
         try:
-            self.validate()
+            config.validate()
         except InputError as error:
-            raise InputError(f"{error} (The value comes from {FILE_NAME}, or a dictionary in its place.)") from error
+            raise InputError(f"{error} (The value comes from {place}.)") from error
+        return config
 
     @classmethod
     def from_pretrained(
@@ -255,10 +257,15 @@ class GenerationConfig:
 
     @classmethod
     def from_model_config(cls, config: ModelConfig) -> GenerationConfig:
-        """The options that a model's configuration holds: special tokens, and what old checkpoints keep."""
+        """The options that a model's configuration holds: special tokens, and what old checkpoints keep.
+
+        Negative ids of tokens, which old files write for "there is none", are left out.
+        """
         fields = config.to_dict()
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            fields[name] = _without_negatives(fields.get(name))
         options = {name: fields[name] for name in OPTIONS if fields.get(name) is not None}
-        made = cls.from_dict(options)
+        made = cls._read(options, "the model's configuration")
         if any(getattr(made, name) for name in cls.DICT_ONLY):
             made.return_dict_in_generate = True
         return made
@@ -271,6 +278,13 @@ class GenerationConfig:
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={value!r}" for name, value in self.to_diff_dict().items())
         return f"GenerationConfig({shown})"
+
+
+def _without_negatives(ids: int | list[int] | None) -> int | list[int] | None:
+    """The ids that are tokens; None if there are none."""
+    if isinstance(ids, list):
+        return [number for number in ids if number >= 0] or None
+    return None if ids is None or ids < 0 else ids
 
 
 def describe_unknown(name: str) -> str:

@@ -120,7 +120,7 @@ def load_weights(
         ignore_mismatched_sizes: initialise weights whose shape differs, instead of refusing.
 
     Raises:
-        CheckpointMismatchError: names or shapes do not fit.
+        CheckpointMismatchError: names or shapes do not fit, or a weight is stored in whole numbers.
         CheckpointCorruptError: a tensor cannot be read.
     """
     wanted = {name: tensor for name, tensor in _weights(model).items() if name not in naming.tied}
@@ -193,6 +193,11 @@ def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     old = getattr(module, leaf)
+    if old.is_floating_point() and not tensor.is_floating_point():
+        raise CheckpointMismatchError(
+            f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}, but must be of a floating type: "
+            "quantized checkpoints are not read yet; use the one that this was made from"
+        )
     new = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
     setattr(module, leaf, new)
 

@@ -19,6 +19,7 @@ _ALREADY_SO: Mapping[str, tuple[object, ...]] = {
     "use_safetensors": (True, None),
     "trust_remote_code": (False, None),
     "weights_only": (True, None),
+    "resume_download": (True, False, None),
 }
 
 _REFUSED: Mapping[str, str] = {
@@ -32,6 +33,8 @@ _REFUSED: Mapping[str, str] = {
     "offload_folder": "models go to one device as a whole; leave it out",
     "offload_state_dict": "models go to one device as a whole; leave it out",
     "offload_buffers": "models go to one device as a whole; leave it out",
+    "tp_size": "models go to one device as a whole; leave it out",
+    "distributed_config": "models go to one device as a whole; leave it out",
     "tp_plan": "models go to one device as a whole; leave it out",
     "device_mesh": "models go to one device as a whole; leave it out",
     "gguf_file": "GGUF files are not read; use the checkpoint's safetensors files",
@@ -39,13 +42,19 @@ _REFUSED: Mapping[str, str] = {
     "from_flax": "Flax weights are not read; use the checkpoint's safetensors files",
     "variant": "only files without a variant are looked for; use a revision or subfolder that has them",
     "adapter_name": "adapters are not there yet",
+    "adapter_kwargs": "adapters are not there yet",
+    "use_kernels": "kernels are not fetched from the hub; leave it out",
+    "generation_config": "set it on the model: model.generation_config = ...",
     "key_mapping": "weights must have the architecture's names; rename them and pass them as state_dict",
     "use_auth_token": "the option is called token",
-    "resume_download": "downloads are always resumed; leave it out",
     "proxies": "set the environment variable HTTPS_PROXY instead",
     "mirror": "set the environment variable HF_ENDPOINT instead",
 }
 
+# those of the above that False switches off, as None does all
+_SWITCHES = frozenset(
+    ("load_in_8bit", "load_in_4bit", "offload_state_dict", "offload_buffers", "from_tf", "from_flax", "use_kernels")
+)
 
 _SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 
@@ -53,12 +62,16 @@ _SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 def check_load_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments that are left for the configuration, after those of transformers that are not.
 
+    What asks for nothing (``quantization_config=None``, ``load_in_8bit=False``) is left out.
+
     Raises:
         UnsupportedOptionError: an option asks for what is not done here.
     """
     overrides: dict[str, Any] = {}
     for name, value in options.items():
         if name in _ALREADY_SO and any(value is accepted for accepted in _ALREADY_SO[name]):
+            continue
+        if name in _REFUSED and name not in _ALREADY_SO and _is_off(name, value):
             continue
         if name in _REFUSED:
             raise UnsupportedOptionError(f"{name}={value!r} is refused: {_REFUSED[name]}")
@@ -68,21 +81,24 @@ def check_load_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return overrides
 
 
+def _is_off(name: str, value: object) -> bool:
+    return value is None or (value is False and name in _SWITCHES)
+
+
 def weights_dtype(dtype: Dtype, torch_dtype: Dtype) -> torch.dtype | Literal["auto"]:
-    """The type that weights are asked for in; float32 if nothing is said, as in transformers.
+    """The type that weights are asked for in; torch's default type if nothing is said, as in transformers.
 
     Raises:
-        InputError: the two names of the option contradict each other, or the type is not a floating one.
+        InputError: the two names of the option contradict each other.
+        ConfigError: no floating type.
     """
-    if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
+    new, old = (name if name == "auto" else as_dtype(name) for name in (dtype, torch_dtype))
+    if new is not None and old not in (None, new):
         raise InputError(f"dtype={dtype!r} and torch_dtype={torch_dtype!r} are one option; give one of them")
-    asked = torch_dtype if dtype is None else dtype
-    if asked == "auto":
-        return "auto"
-    found = as_dtype(asked)
-    if found is not None and not found.is_floating_point:
-        raise InputError(f"dtype is {found}, but must be a floating type such as float32, bfloat16 or float16")
-    return torch.float32 if found is None else found
+    asked = old if new is None else new
+    if asked is None:
+        return torch.get_default_dtype()
+    return asked if isinstance(asked, torch.dtype) else "auto"
 
 
 def device_of(device_map: DeviceMap) -> torch.device:
@@ -93,7 +109,7 @@ def device_of(device_map: DeviceMap) -> torch.device:
 
     Raises:
         UnsupportedOptionError: the map spreads the model over several places.
-        InputError: there is no such device.
+        InputError: there is no such device, or torch's default is the meta device, which holds no weights.
     """
     place: Any = device_map
     if isinstance(device_map, Mapping):
@@ -105,11 +121,21 @@ def device_of(device_map: DeviceMap) -> torch.device:
             f"device_map={device_map!r} is refused: models go to one device as a whole; give one such as 'cuda:0'"
         )
     if place is None:
-        return torch.get_default_device()
+        return _default_device()
     try:
         device = torch.device(place)
     except (RuntimeError, TypeError) as error:
         raise InputError(f"device_map is {device_map!r}, which is no device: {error}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device_map is {device_map!r}, but there is no CUDA device here; use 'cpu'")
+    return device
+
+
+def _default_device() -> torch.device:
+    device = torch.get_default_device()
+    if device.type == "meta":
+        raise InputError(
+            "torch's default device is 'meta', where weights have no values: leave `with torch.device('meta')` before "
+            "from_pretrained, which builds without memory anyway, or give device_map='cpu' (or 'meta' for shapes only)"
+        )
     return device

@@ -48,7 +48,12 @@ def replacing_checkpoint(folder: Path) -> Iterator[Path]:
     If the block fails, ``folder`` stays as it was (and if the process is killed, too, but for the temporary
     folder ``.saving-...``, which may then be deleted). Files that the block does not write, such as a
     tokenizer's, are left alone; weights of an earlier save are removed.
+
+    Raises:
+        InputError: there is a file where the folder should be.
     """
+    if folder.is_file():
+        raise InputError(f"'{folder}' is a file; give a folder to save into")
     folder.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
     try:
