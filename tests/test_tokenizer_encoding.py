@@ -343,12 +343,14 @@ def test_pairs_with_a_stride_never_make_the_library_panic(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     options: dict[str, Any] = {"truncation": strategy, "max_length": max_length, "stride": stride, **OVERFLOW}
+    cause = ""
     try:
         rows = tiny([texts], **options)["input_ids"]
     except TokenizerError as error:
-        assert "panic" not in str(error) + repr(error.__cause__)
+        cause = repr(error.__cause__)
     else:
         assert max(map(len, rows)) <= max_length
+    assert "Panic" not in cause
     assert capfd.readouterr().err == ""
 
 
@@ -362,7 +364,7 @@ def test_a_pair_is_refused_with_a_length_that_will_do(tiny: CohereTokenizerFast)
 def test_pad_refuses_rows_with_different_inputs(tiny: CohereTokenizerFast) -> None:
     whole, bare = tiny("a b"), {"input_ids": [5]}
     for rows in ([whole, bare], [bare, whole]):
-        with pytest.raises(TokenizerError, match="encodings 0 and 1 do not have the same inputs.*'attention_mask'"):
+        with pytest.raises(TokenizerError, match=r"encodings 0 and 1 do not have the same inputs.*'attention_mask'"):
             tiny.pad(rows)
 
 
