@@ -358,6 +358,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "pad_negative": ({"pad_token_id": -2}, r"pad_token_id is -2, but .*within the vocabulary of 256000"),
     "pad_text": ({"pad_token_id": "0"}, r"pad_token_id is '0', but must be .*within"),
     "act": ({"hidden_act": "swiglu"}, r"hidden_act is 'swiglu', but must be one of silu, swish, gelu"),
+    "act_list": ({"hidden_act": ["silu"]}, r"hidden_act is \['silu'\], but must be one of silu"),
     "act_none": ({"hidden_act": None}, r"hidden_act is None, but must be one of silu"),
     "table": (
         {"rope_table_dtype": "float64"},

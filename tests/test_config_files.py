@@ -131,6 +131,7 @@ def test_labels() -> None:
         assert (config.num_labels, config.id2label[2], config.label2id) == (3, "aft", {"port": 0})
     assert CohereConfig.from_dict(CohereConfig(**named).to_dict(), num_labels=4).id2label[3] == "LABEL_3"
     assert "id2label" not in CohereConfig().to_dict()
+    assert CohereConfig(num_labels=0).id2label == transformers.CohereConfig(num_labels=0).id2label == {}
 
 
 # -- methods of transformers' configurations -----------------------------------------------------------
@@ -155,6 +156,16 @@ def test_files_of_any_name(tmp_path: Path) -> None:
         CohereConfig.from_json_file(tmp_path / "absent.json")
     with pytest.raises(InputError, match=r"mine.json' is a file; give a folder"):
         config.save_pretrained(path)
+
+
+def test_options_that_ask_for_nothing(tmp_path: Path) -> None:
+    CohereConfig(**TINY).save_pretrained(tmp_path)
+    nothing = dict.fromkeys(("proxies", "use_auth_token", "resume_download", "code_revision", "gguf_file"))
+    read = CohereConfig.from_pretrained(tmp_path, trust_remote_code=False, return_unused_kwargs=False, **nothing)
+    assert read == CohereConfig(**TINY)
+    for option in ({"trust_remote_code": True}, {"proxies": {}}, {"return_unused_kwargs": 0}):
+        with pytest.raises(UnsupportedOptionError, match=next(iter(option))):
+            CohereConfig.from_pretrained(tmp_path, **option)
 
 
 def test_the_text_configuration_is_itself() -> None:

@@ -224,7 +224,8 @@ def test_what_is_always_done_may_be_asked_for(checkpoint: Path) -> None:
 NONE = (
     "quantization_config load_in_8bit load_in_4bit variant max_memory offload_folder offload_state_dict "
     "offload_buffers from_tf from_flax tp_plan tp_size device_mesh distributed_config gguf_file proxies "
-    "use_auth_token resume_download mirror adapter_name adapter_kwargs key_mapping generation_config use_kernels"
+    "use_auth_token resume_download mirror adapter_name adapter_kwargs key_mapping generation_config use_kernels "
+    "code_revision"
 ).split()
 FALSE = (
     "load_in_8bit load_in_4bit offload_state_dict offload_buffers from_tf from_flax resume_download use_kernels".split()

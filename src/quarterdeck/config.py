@@ -217,7 +217,7 @@ class CohereConfig(ConfigFiles):
 
     @num_labels.setter
     def num_labels(self, count: int) -> None:
-        if len(vars(self).get("id2label", ())) != count:
+        if "id2label" not in vars(self) or self.num_labels != count:
             self.id2label = label_names(None, count)
             self.label2id = {name: number for number, name in self.id2label.items()}
 

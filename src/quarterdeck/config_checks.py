@@ -123,7 +123,7 @@ def check_choices(config: Fields) -> None:
     for name in _FLAGS:
         if not isinstance(value := getattr(config, name), bool):
             raise ConfigError(f"{name} is {value!r}, but must be True or False")
-    if not callable(config.hidden_act) and config.hidden_act not in ACTIVATIONS:
+    if not callable(config.hidden_act) and config.hidden_act not in tuple(ACTIVATIONS):
         raise ConfigError(f"hidden_act is {config.hidden_act!r}, but must be one of {', '.join(ACTIVATIONS)}")
     options = get_args(RopeTableDtype)
     if config.rope_table_dtype not in options:

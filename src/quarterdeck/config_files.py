@@ -52,6 +52,16 @@ _NOT_WRITTEN = (
     ("id2label", _TWO_LABELS),
     ("label2id", {name: number for number, name in _TWO_LABELS.items()}),
 )
+# options of transformers' from_pretrained that are no fields: the values that ask for nothing else than what is done
+_ALREADY_SO: Mapping[str, tuple[object, ...]] = {
+    "code_revision": (None,),
+    "gguf_file": (None,),
+    "proxies": (None,),
+    "resume_download": (True, False, None),
+    "return_unused_kwargs": (False, None),
+    "trust_remote_code": (False, None),
+    "use_auth_token": (None,),
+}
 
 
 class ConfigFiles:
@@ -179,7 +189,11 @@ class ConfigFiles:
         Raises:
             CheckpointNotFoundError: there is no such folder, repository or file.
             ConfigError: the file is of another architecture or its values cannot be right.
+            UnsupportedOptionError: an override is no field. Of transformers' options, those that ask for what is
+                always done (``trust_remote_code=False``, ``proxies=None``) are accepted.
         """
+        done = [key for key, value in overrides.items() if any(value is one for one in _ALREADY_SO.get(key, ()))]
+        overrides = {key: value for key, value in overrides.items() if key not in done}
         hub = HubOptions(revision, token, subfolder, cache_dir, local_files_only, force_download)
         path = hub.resolve_file(pretrained_model_name_or_path, "config.json")
         values = {**read_json(path), "name_or_path": str(pretrained_model_name_or_path)}

@@ -25,6 +25,7 @@ _ALREADY_SO: Mapping[str, tuple[object, ...]] = {
 _REFUSED: Mapping[str, str] = {
     "use_safetensors": "weights are read from safetensors files only, since others can run code when they are opened",
     "trust_remote_code": "no code of a checkpoint is ever run; the architecture is the one in this package",
+    "code_revision": "no code of a checkpoint is ever run; the architecture is the one in this package",
     "weights_only": "pickle files are not opened at all; only safetensors files are read",
     "quantization_config": "quantized loading is not there yet",
     "load_in_8bit": "quantized loading is not there yet",
