@@ -23,11 +23,12 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from quarterdeck.activations import ACTIVATIONS
-from quarterdeck.cache import Cache, DynamicCache
+from quarterdeck.cache import Cache
 from quarterdeck.config import CohereConfig
 from quarterdeck.errors import InputError
 from quarterdeck.generation.mixin import GenerationMixin
-from quarterdeck.model_inputs import LayerInputs, check_cache, embedded_inputs, make_layer_inputs, next_step_inputs
+from quarterdeck.loss import next_token_loss
+from quarterdeck.model_inputs import LayerInputs, cache_to_use, embedded_inputs, make_layer_inputs, next_step_inputs
 from quarterdeck.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from quarterdeck.pretrained import PreTrainedModel
 from quarterdeck.rope import depends_on_length, rope_frequencies
@@ -223,7 +224,8 @@ class CohereModel(PreTrainedModel):
         """
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        cache = self._cache(past_key_values, use_cache)
+        recomputes = self.gradient_checkpointing and self.training
+        cache, returns_cache = cache_to_use(self.config, past_key_values, use_cache, recomputes)
         x = embedded_inputs(self.embed_tokens, input_ids, inputs_embeds)
         shared = make_layer_inputs(
             self.config,
@@ -242,38 +244,22 @@ class CohereModel(PreTrainedModel):
         for layer in self.layers:
             if states:
                 all_states.append(x)
-            x, weights = self._run(layer, x, shared)
+            x, weights = self._recomputed(layer, x, shared) if recomputes else layer(x, shared)
             if attentions:
                 all_weights.append(weights)
         x = self.norm(x)
         output = BaseModelOutputWithPast(
             last_hidden_state=x,
-            past_key_values=cache if self._wants_cache(use_cache) else None,
+            past_key_values=cache if returns_cache else None,
             hidden_states=(*all_states, x) if states else None,
             attentions=tuple(all_weights) if attentions else None,  # type: ignore[arg-type]  # eager has them
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
-    def _recomputes(self) -> bool:
-        return self.gradient_checkpointing and self.training
-
-    def _wants_cache(self, use_cache: bool | None) -> bool:
-        return (self.config.use_cache and not self._recomputes()) if use_cache is None else use_cache
-
-    def _cache(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
-        if self._recomputes() and (use_cache or past_key_values is not None):
-            raise InputError("gradient checkpointing in training takes no cache: drop use_cache, past_key_values")
-        if past_key_values is not None:
-            check_cache(past_key_values, self.config)
-        if past_key_values is None and self._wants_cache(use_cache):
-            return DynamicCache()
-        return past_key_values
-
-    def _run(self, layer: nn.Module, x: Tensor, shared: LayerInputs) -> tuple[Tensor, Tensor | None]:
-        """One layer; in training with gradient checkpointing its inside is computed again on the way back."""
+    def _recomputed(self, layer: nn.Module, x: Tensor, shared: LayerInputs) -> tuple[Tensor, Tensor | None]:
+        """One layer, the inside of which is computed again on the way back."""
         options = {"use_reentrant": False, **self.gradient_checkpointing_kwargs}
-        result: tuple[Tensor, Tensor | None]
-        result = checkpoint(layer, x, shared, **options) if self._recomputes() else layer(x, shared)
+        result: tuple[Tensor, Tensor | None] = checkpoint(layer, x, shared, **options)
         return result
 
 
@@ -281,6 +267,7 @@ class CohereForCausalLM(PreTrainedModel, GenerationMixin):
     """The language model: the decoder and its output head."""
 
     supports_gradient_checkpointing: ClassVar[bool] = True
+    loss_function = staticmethod(next_token_loss)
     _tied_weights: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: CohereConfig) -> None:
@@ -367,32 +354,9 @@ class CohereForCausalLM(PreTrainedModel, GenerationMixin):
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
-    def loss_function(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        vocab_size: int | None = None,
-        num_items_in_batch: int | Tensor | None = None,
-    ) -> Tensor:
-        """What ``forward`` returns as loss; ``vocab_size`` is that of the logits in any case."""
-        if vocab_size not in (None, logits.shape[-1]):
-            raise InputError(f"vocab_size is {vocab_size}, but the logits have {logits.shape[-1]} words; leave it out")
-        return next_token_loss(logits, labels, num_items_in_batch)
-
     def prepare_inputs_for_generation(self, input_ids: Tensor, **given: Any) -> dict[str, Any]:
         """Arguments of ``forward`` for the next step of a generation, for programs with a loop of their own.
 
         See :func:`~quarterdeck.model_inputs.next_step_inputs`, which takes and refuses the other arguments.
         """
         return next_step_inputs(input_ids, **given)
-
-
-def next_token_loss(logits: Tensor, labels: Tensor, num_items: int | Tensor | None = None) -> Tensor:
-    """Cross entropy in float32 of ``logits`` ``[B, T, V]`` at each position with the label of the next one."""
-    if labels.shape != logits.shape[:2]:
-        raise InputError(f"labels have shape {list(labels.shape)}, but must be {list(logits.shape[:2])}")
-    predicted = logits[:, :-1].float().flatten(0, 1)
-    expected = labels[:, 1:].flatten().to(logits.device)
-    if num_items is None:
-        return functional.cross_entropy(predicted, expected)
-    return functional.cross_entropy(predicted, expected, reduction="sum") / num_items

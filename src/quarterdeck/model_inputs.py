@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from quarterdeck.attention.dispatch import AttentionFunction, get_attention
 from quarterdeck.attention.mask import AttentionMask, check_positions, check_tensor, make_mask, packed_documents
-from quarterdeck.cache import Cache
+from quarterdeck.cache import Cache, DynamicCache
 from quarterdeck.config import CohereConfig
 from quarterdeck.errors import InputError
 
@@ -94,17 +94,30 @@ def make_layer_inputs(
     return LayerInputs(rotary(position_ids, x.dtype), masks, cache, cache_position, attend)
 
 
-def check_cache(cache: Any, config: CohereConfig) -> None:
-    """Refuse what is no cache of ours, and one that is too shallow.
+def cache_to_use(
+    config: CohereConfig, given: Any, use_cache: bool | None, recomputes: bool
+) -> tuple[Cache | None, bool]:
+    """The cache of this pass, a new one if none is given, and whether to return it.
+
+    Args:
+        config: the model's configuration.
+        given: the caller's cache, if any.
+        use_cache: whether one is wanted; ``None`` lets the configuration say.
+        recomputes: whether layers will be run twice, which a cache would not survive.
 
     Raises:
-        InputError: see above.
+        InputError: what is given is no cache of ours, has too few layers, or cannot be used.
     """
-    if isinstance(cache, Cache):
-        cache.layer(config.num_hidden_layers - 1)  # which a StaticCache may not have
-        return
-    kind = type(cache)
-    pairs = "past_key_values.to_legacy_cache()" if hasattr(cache, "to_legacy_cache") else "pairs of keys and values"
+    if recomputes and (use_cache or given is not None):
+        raise InputError("gradient checkpointing in training takes no cache: drop use_cache, past_key_values")
+    wanted = (config.use_cache and not recomputes) if use_cache is None else use_cache
+    if given is None:
+        return DynamicCache() if wanted else None, wanted
+    if isinstance(given, Cache):
+        given.layer(config.num_hidden_layers - 1)  # which a StaticCache may not have
+        return given, wanted
+    kind = type(given)
+    pairs = "past_key_values.to_legacy_cache()" if hasattr(given, "to_legacy_cache") else "pairs of keys and values"
     raise InputError(
         f"past_key_values is a {kind.__module__}.{kind.__qualname__}, but must be a quarterdeck.Cache; "
         f"quarterdeck.DynamicCache.from_legacy_cache({pairs}) makes one"
