@@ -226,3 +226,55 @@ def test_backends_by_name() -> None:
     assert get_attention(None) is get_attention("sdpa") is sdpa_attention
     with pytest.raises(UnsupportedOptionError, match=r"'flash_attention_9'.*eager, sdpa"):
         get_attention("flash_attention_9")
+
+
+# -- finished masks in other types and with heads of their own -----------------------------------------
+
+FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("given_in", [*FLOATS, torch.float64], ids=str)
+@pytest.mark.parametrize("used_in", FLOATS, ids=str)
+def test_numbers_of_a_finished_mask_stay_finite_in_every_type(given_in: torch.dtype, used_in: torch.dtype) -> None:
+    lowest = torch.finfo(given_in).min
+    numbers = torch.tensor([[-math.inf, lowest, 0.0, -1.5], [-math.inf] * 4], dtype=given_in)[None, None]
+    mask = AttentionMask(2, 4, CPU, explicit=numbers)
+    added = mask.additive(used_in)
+    assert added.dtype == used_in
+    assert added.isfinite().all()
+    assert added[0, 0, 0, 2:].tolist() == [0.0, -1.5]
+    assert (added[..., :2] <= -60_000).all()
+    query, key, value = torch.randn(3, 1, 2, 4, 8, generator=torch.Generator().manual_seed(0)).to(used_in)
+    for attend in (eager_attention, sdpa_attention):
+        by_numbers, _ = attend(query[:, :, :2], key, value, mask, scale=0.3)
+        assert by_numbers.dtype == used_in
+        assert by_numbers.isfinite().all(), "a row that sees nothing"
+        shifted = AttentionMask(2, 4, CPU, explicit=numbers.clamp(min=-60_000).to(used_in))
+        assert torch.equal(by_numbers[:, :, 0], attend(query[:, :, :2], key, value, shifted, scale=0.3)[0][:, :, 0])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("kind", ["numbers", "booleans"])
+def test_one_query_with_a_mask_for_every_head(kind: str, groups: int) -> None:
+    # the heads of a group may not be folded into one: each has a mask of its own
+    generator = torch.Generator().manual_seed(3)
+    query = torch.randn(2, 4, 1, 8, generator=generator)
+    key, value = torch.randn(2, 2, groups, 5, 8, generator=generator)
+    explicit = torch.randn(1, 4, 1, 5, generator=generator) * 3
+    mask = AttentionMask(1, 5, CPU, start=4, explicit=explicit if kind == "numbers" else explicit > -1)
+    added = explicit if kind == "numbers" else torch.zeros(explicit.shape).masked_fill(explicit <= -1, -math.inf)
+    keys, values = (tensor.repeat_interleave(4 // groups, dim=1) for tensor in (key, value))
+    expected = (query @ keys.transpose(2, 3) * 0.5 + added).softmax(-1) @ values
+    for attend in (eager_attention, sdpa_attention):
+        assert torch.allclose(attend(query, key, value, mask, scale=0.5)[0], expected, atol=1e-5)
+
+
+def test_padding_need_not_be_looked_at() -> None:
+    ones, padded = torch.ones(2, 5), torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+    assert described(ones, has_padding=True).padding is not None
+    assert described(padded, has_padding=False).is_plain
+    # with places given, a mask that ends before the keys hides those behind it
+    at = torch.tensor([2, 3, 4])
+    for known in (None, True, False):
+        assert not described(ones, keys=9, start=0, positions=at, has_padding=known).allowed()[..., 5:].any()
+    assert described(ones, start=0, positions=at, has_padding=False).padding is None

@@ -104,9 +104,8 @@ class AttentionMask:
     def _numbers(self, dtype: torch.dtype) -> Tensor:
         allowed = self.allowed()
         if allowed.dtype != torch.bool:
-            # not below what both types hold: as minus infinity, a row that sees nothing would become NaN
-            lowest = max(torch.finfo(allowed.dtype).min, torch.finfo(dtype).min)
-            return allowed.clamp(min=lowest).to(dtype)
+            # nothing below what the type holds: as minus infinity, a row that sees nothing would become NaN
+            return allowed.to(dtype).clamp(min=torch.finfo(dtype).min)
         zeros = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
         return zeros.masked_fill_(~allowed, torch.finfo(dtype).min)
 
