@@ -314,11 +314,19 @@ def test_broken_and_missing_files(tmp_path: Path) -> None:
         GenerationConfig.from_pretrained(tmp_path, "other.json", zork=1)
 
 
+def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(InputError, match=r"mine' is a file; give a folder"):
+        GenerationConfig().save_pretrained(tmp_path / "mine")
+
+
 def test_from_a_model_configuration() -> None:
     config = GenerationConfig.from_model_config(CohereConfig(eos_token_id=9, top_k=3, use_cache=False))
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (5, 9, 0)
     assert (config.top_k, config.use_cache, config.return_dict_in_generate) == (3, False, False)
     assert GenerationConfig.from_model_config(CohereConfig(output_attentions=True)).return_dict_in_generate
+    none = GenerationConfig.from_model_config(CohereConfig(pad_token_id=-1, bos_token_id=-1, eos_token_id=[-1]))
+    assert (none.bos_token_id, none.eos_token_id, none.pad_token_id) == (None, None, None)
 
 
 def test_temperature_zero_asks_for_greedy_whatever_the_model_prefers() -> None:

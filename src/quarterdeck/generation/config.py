@@ -250,6 +250,8 @@ class GenerationConfig:
     def save_pretrained(self, save_directory: str | os.PathLike[str], config_file_name: str = FILE_NAME) -> None:
         """Write the options that differ from the defaults; the folder is made if need be."""
         folder = Path(save_directory)
+        if folder.is_file():
+            raise InputError(f"'{folder}' is a file; give a folder to write {config_file_name} into.")
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".{config_file_name}.partial"
         partial.write_text(self.to_json_string(), encoding="utf-8")
