@@ -249,6 +249,8 @@ def test_numbers_of_a_finished_mask_stay_finite_in_every_type(given_in: torch.dt
         by_numbers, _ = attend(query[:, :, :2], key, value, mask, scale=0.3)
         assert by_numbers.dtype == used_in
         assert by_numbers.isfinite().all(), "a row that sees nothing"
+        if used_in != torch.float16:  # the lowest float16 leaves scores a say
+            assert torch.allclose(by_numbers[:, :, 1], value.float().mean(2).to(used_in), atol=2e-2)
         shifted = AttentionMask(2, 4, CPU, explicit=numbers.clamp(min=-60_000).to(used_in))
         assert torch.equal(by_numbers[:, :, 0], attend(query[:, :, :2], key, value, shifted, scale=0.3)[0][:, :, 0])
 
@@ -274,7 +276,7 @@ def test_padding_need_not_be_looked_at() -> None:
     assert described(ones, has_padding=True).padding is not None
     assert described(padded, has_padding=False).is_plain
     # with places given, a mask that ends before the keys hides those behind it
-    at = torch.tensor([2, 3, 4])
+    at = torch.tensor([2, 6, 8])
     for known in (None, True, False):
         assert not described(ones, keys=9, start=0, positions=at, has_padding=known).allowed()[..., 5:].any()
     assert described(ones, start=0, positions=at, has_padding=False).padding is None

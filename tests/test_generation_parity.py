@@ -315,7 +315,7 @@ def test_attentions_and_hidden_states_are_equal(pair: Pair, use_cache: bool) -> 
         )
     finally:
         pair.theirs.set_attn_implementation("sdpa")
-    assert ours.keys() == [key for key in theirs if use_cache or key != "past_key_values"]
+    assert list(ours) == [key for key in theirs if use_cache or key != "past_key_values"]
     for name in ("attentions", "hidden_states"):
         assert len(ours[name]) == len(theirs[name]) == 4
         for mine, other in zip(ours[name], theirs[name], strict=True):

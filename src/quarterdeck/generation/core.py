@@ -130,7 +130,9 @@ class Forward:
         self._content = self.prompt.content
         self._positions = self.prompt.positions
         self._mask: Tensor | None = None
-        if self.prompt.mask is not None and not bool(self.prompt.mask.all()):  # looked at once, not at every run
+        self._known: dict[str, bool] = {}
+        if self.prompt.mask is not None:
+            self._known["has_padding"] = not bool(self.prompt.mask.all())  # looked at once, not at every run
             self._mask = self.prompt.mask.new_ones(self.prompt.rows, self.room)
             self._mask[:, : self.prompt.length] = self.prompt.mask
         self._next = self._first_position_after_prompt()
@@ -200,7 +202,7 @@ class Forward:
             use_cache=self.cache is not None,
             logits_to_keep=logits_to_keep,
             return_dict=True,
-            **({} if self._mask is None else {"has_padding": True}),
+            **self._known,
             **self.options,
         )
         return output
