@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from hub_stand_in import HubStandIn, Repository, hub_in_place
-from quarterdeck import AutoModelForCausalLM, AutoTokenizer, __version__
+from quarterdeck import AutoModelForCausalLM, AutoTokenizer, CohereTokenizerFast, __version__
 from quarterdeck.cli import download as download_command
 from quarterdeck.cli import env as env_command
 from quarterdeck.cli import run as run_command
-from quarterdeck.cli.answering import AnswerText
 from quarterdeck.cli.main import main
 from quarterdeck.errors import CheckpointNotFoundError
+from quarterdeck.generation.text import ModelText
 
 pytest_plugins = ["checkpoint_fixtures"]
 
@@ -165,15 +165,17 @@ def test_run_of_a_model_on_the_hub(
     assert "v2" in capsys.readouterr().err
 
 
-def test_a_model_without_template_suggests_text_generation(
-    checkpoint_without_template: Path, capsys: pytest.CaptureFixture[str]
+def test_a_model_without_template_gets_the_prompt_that_its_family_was_trained_with(
+    checkpoint: Path, checkpoint_without_template: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["run", QUESTION, "--model", str(checkpoint_without_template)]) == 1
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "--task text-generation" in captured.err
-    options = ["--task", "text-generation", "--max-tokens", "2"]
-    assert main(["run", QUESTION, "--model", str(checkpoint_without_template), *options]) == 0
+    assert CohereTokenizerFast.from_pretrained(checkpoint_without_template).chat_template is None
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
+    ids = AutoTokenizer.from_pretrained(checkpoint).apply_chat_template(messages, add_generation_prompt=True)
+    line = ["run", QUESTION, "--system", "Be brief.", "--model", str(checkpoint_without_template), "--json"]
+    assert main([*line, "--max-tokens", "6"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["text"] == expected(checkpoint, ids, 6).strip()
+    assert answer["usage"]["input_tokens"] == len(ids)
 
 
 # -- wrong usage and failures ----------------------------------------------------------------------------
@@ -337,7 +339,7 @@ def test_characters_that_the_output_lacks_do_not_end_the_program(
 ) -> None:
     output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", output)
-    monkeypatch.setattr(AnswerText, "__iter__", lambda self: iter(["é\U0001f427"]))
+    monkeypatch.setattr(ModelText, "__iter__", lambda self: iter(["é\U0001f427"]))
     assert main(["run", "x", "--model", str(checkpoint)]) == 0
     output.seek(0)
     assert output.read() == "\\xe9\\U0001f427\n"

@@ -17,14 +17,16 @@ import torch
 from rich.console import Console
 
 from quarterdeck import AutoModelForCausalLM, AutoTokenizer
-from quarterdeck.chat import render
+from quarterdeck.chat import answer, render
+from quarterdeck.chat.template import Prompt
 from quarterdeck.cli import terminal as terminals
 from quarterdeck.cli.answering import Answerer
 from quarterdeck.cli.conversation import SETTABLE, Conversation, parse_settings
 from quarterdeck.cli.main import main
 from quarterdeck.cli.session import HELP, Session
 from quarterdeck.cli.terminal import PlainTerminal, RichTerminal
-from quarterdeck.errors import ChatTemplateError, InputError
+from quarterdeck.errors import InputError
+from quarterdeck.generation.prefix import PrefixCache
 
 pytest_plugins = ["checkpoint_fixtures"]
 
@@ -94,6 +96,21 @@ def test_reuse_after_clear_and_after_other_histories(answerer: Answerer) -> None
     assert ask(other, "Hi") == changed
 
 
+@pytest.mark.parametrize("with_answers", [True, False])
+def test_tokens_of_an_answer_are_read_again_unless_they_are_kept(answerer: Answerer, with_answers: bool) -> None:
+    answerer.settings.update(min_new_tokens=12)
+    prefix, prompt = PrefixCache(with_answers=with_answers), render(QUESTIONS[0])
+    said = "".join(answerer.raw(prompt, prefix=prefix))
+    text = answerer.raw(Prompt((*prompt.parts, ("text", said + " And")), "default"), prefix=prefix)
+    assert next(iter(text))
+    text.close()
+    assert (text.usage.cached_tokens > answerer.count(prompt)) == with_answers
+    assert text.usage.cached_tokens >= answerer.count(prompt) - 1
+    again = answerer.raw(prompt, prefix=prefix)
+    assert "".join(again) == said
+    assert (again.usage.cached_tokens > 0) == with_answers  # what is left early is only kept with answers
+
+
 def test_the_whole_conversation_is_rendered(answerer: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
     conversation = Conversation(answerer, "Be brief.")
     answers = [ask(conversation, question) for question in QUESTIONS[:2]]
@@ -110,6 +127,24 @@ def test_the_whole_conversation_is_rendered(answerer: Answerer, monkeypatch: pyt
     assert "".join(answerer.raw(prompt)).strip() == answers[1]
     conversation.clear()
     assert conversation.messages == [{"role": "system", "content": "Be brief."}]
+
+
+def test_stop_strings_of_the_settings_end_an_answer(answerer: Answerer) -> None:
+    whole = answerer.raw(render(QUESTIONS[0]))
+    said = "".join(whole)
+    assert whole.finish_reason == "MAX_TOKENS"
+    answerer.settings.update(stop_strings=[said[4:6]])
+    stopped = answerer.raw(render(QUESTIONS[0]))
+    text = "".join(stopped)
+    assert stopped.finish_reason == "STOP_SEQUENCE"
+    assert said.startswith(text)
+    assert text.rfind(said[4:6]) == said.index(said[4:6])
+    assert stopped.usage.output_tokens < whole.usage.output_tokens == 12
+    assert answer(answerer.raw, QUESTIONS[0]).finish_reason == "STOP_SEQUENCE"
+    answerer.settings.update(stop_strings=None, max_time=1e-9)
+    late = answerer.raw(render(QUESTIONS[0]))
+    assert said.startswith("".join(late))
+    assert (late.finish_reason, late.usage.output_tokens) == ("MAX_TOKENS", 1)
 
 
 def interrupt_after(answerer: Answerer, runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,16 +449,17 @@ def test_the_command_s_options_reach_the_session(chat: Callable[..., str], answe
     assert with_system == ask(Conversation(answerer, "Be brief."), "Hi") + "\n"
 
 
-def test_a_model_without_template_is_refused_at_once(
-    checkpoint_without_template: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_model_without_template_answers_as_with_it(
+    checkpoint_without_template: Path,
+    chat: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
-    assert main(["chat", str(checkpoint_without_template)]) == 1
-    assert "chat template" in capsys.readouterr().err
-    plain = AutoModelForCausalLM.from_pretrained(checkpoint_without_template)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint_without_template)
-    with pytest.raises(ChatTemplateError):
-        Answerer(plain, tokenizer, plain.generation_config).check_chat()
+    lines = f"{QUESTIONS[0]}\n{QUESTIONS[1]}\n"
+    expected = chat(lines, "--temperature", "0")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert main(["chat", str(checkpoint_without_template), "--max-tokens", "8", "--temperature", "0"]) == 0
+    assert capsys.readouterr() == (expected, "")
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")

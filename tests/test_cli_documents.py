@@ -25,7 +25,7 @@ from quarterdeck.cli.functions import function_names, load_functions
 from quarterdeck.cli.main import main
 from quarterdeck.cli.session import Session
 from quarterdeck.cli.terminal import PlainTerminal, RichTerminal
-from quarterdeck.errors import InputError
+from quarterdeck.errors import ChatError, InputError
 
 pytest_plugins = ["checkpoint_fixtures"]
 
@@ -353,7 +353,7 @@ def test_a_question_gets_the_documents_that_have_to_do_with_it(answerer: Answere
 def test_documents_none_of_which_fits_are_refused(answerer: Answerer) -> None:
     long = [Document({"text": "penguin " * 2000})]
     conversation = Conversation(answerer, grounds=Grounds(documents=long))
-    with pytest.raises(InputError, match="too many tokens"):
+    with pytest.raises(ChatError, match="too many tokens"):
         "".join(conversation.ask("What now?"))
     assert conversation.messages == []
 

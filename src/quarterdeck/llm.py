@@ -20,12 +20,11 @@ from typing import Any
 import torch
 
 from quarterdeck.auto import AutoModelForCausalLM, AutoTokenizer
-from quarterdeck.chat.answering import END_OF_TURN, AnswerStream, answer, stream_answer
+from quarterdeck.chat.answering import AnswerStream, answer, stream_answer
 from quarterdeck.chat.grammar import Grammar
 from quarterdeck.chat.grammar_matcher import GrammarCompiler
 from quarterdeck.chat.json_text import kind, shown
 from quarterdeck.chat.messages import Usage
-from quarterdeck.chat.parts import control_tokens
 from quarterdeck.chat.response import ChatResponse, FinishReason, TokenLogprob
 from quarterdeck.chat.sampling import SamplingParams
 from quarterdeck.chat.stops import StopGate
@@ -33,7 +32,15 @@ from quarterdeck.chat.template import Prompt
 from quarterdeck.errors import ChatError, InputError, UnsupportedOptionError
 from quarterdeck.generation.config import GenerationConfig
 from quarterdeck.generation.prefix import PrefixCache
-from quarterdeck.generation.text import Job, ModelText
+from quarterdeck.generation.text import (
+    Job,
+    ModelText,
+    answer_ends,
+    hidden_tokens,
+    penalties,
+    room_after,
+    sampling_config,
+)
 from quarterdeck.locate import EMBEDDED_MODEL
 from quarterdeck.model import CohereForCausalLM
 from quarterdeck.pipelines.factory import as_device
@@ -109,9 +116,9 @@ class LLM:
                 token=token,
             )
         self.tokenizer = _tokenizer(model, tokenizer, revision=revision, token=token)
-        self._ends = _end_tokens(self.model, self.tokenizer)
-        known = self.tokenizer.added_tokens_encoder
-        self._hidden = frozenset(known[text] for text in control_tokens() if text in known)
+        own = self.model.generation_config or GenerationConfig.from_model_config(self.model.config)
+        self._ends = answer_ends(own, self.tokenizer, self.model.config.vocab_size)
+        self._hidden = hidden_tokens(self.tokenizer)
         self._prefix = PrefixCache(PREFILL_BLOCK)
         self._compiler: GrammarCompiler | None = None
         self._lock = threading.Lock()
@@ -184,18 +191,21 @@ class LLM:
 
     def _start(self, ids: list[int], grammar: Grammar | None, sampling_params: SamplingParams | None) -> ModelText:
         params = sampling_params or SamplingParams()
-        room = self.context_length - len(ids)
-        if room < 1:
-            raise ChatError(
-                f"too many tokens: the prompt has {len(ids)}, and the context of this model is {self.context_length}, "
-                "answer included; shorten the messages or the documents"
-            )
+        room = room_after(ids, self.context_length)
         outside = [token for token in params.logit_bias or () if token >= self.model.config.vocab_size]
         if outside:
             raise ChatError(f"logit_bias has the tokens {outside}; this model has {self.model.config.vocab_size}")
-        matcher = None if grammar is None else self._grammars().compile(grammar)
-        job = Job(ids, params, min(params.max_tokens or room, room), self._ends, self._hidden, matcher)
-        return ModelText(self.model, self.tokenizer, job, self._prefix, PREFILL_BLOCK)
+        limit = min(params.max_tokens or room, room)
+        job = Job(
+            ids,
+            sampling_config(params, limit=limit, ends=self._ends, block=PREFILL_BLOCK),
+            processors=penalties(params, len(ids)),
+            matcher=None if grammar is None else self._grammars().compile(grammar),
+            seed=params.seed,
+            logprobs=params.logprobs,
+            hidden=self._hidden,
+        )
+        return ModelText(self.model, self.tokenizer, job, self._prefix)
 
     def _grammars(self) -> GrammarCompiler:
         with self._lock:
@@ -221,13 +231,3 @@ def _tokenizer(model: Any, tokenizer: Any, **hub: Any) -> CohereTokenizerFast:
         raise InputError("the model is given without its tokenizer; pass tokenizer=..., a tokenizer or a name")
     name = tokenizer if tokenizer is not None else EMBEDDED_MODEL if model is None else model
     return AutoTokenizer.from_pretrained(name, **hub)
-
-
-def _end_tokens(model: CohereForCausalLM, tokenizer: CohereTokenizerFast) -> tuple[int, ...]:
-    """The ids that end an answer: those that the model names, and the end of a turn and of a text."""
-    config = model.generation_config or GenerationConfig.from_model_config(model.config)
-    own = config.eos_token_id
-    known = tokenizer.added_tokens_encoder
-    ends = [] if own is None else [own] if isinstance(own, int) else list(own)
-    ends += [known[text] for text in END_OF_TURN if text in known]
-    return tuple(dict.fromkeys(end for end in ends if 0 <= end < model.config.vocab_size))

@@ -77,8 +77,6 @@ def execute(arguments: argparse.Namespace) -> int:
     from quarterdeck.cli.terminal import RichTerminal, open_terminal
 
     answerer = Answerer.load(arguments.model, arguments)
-    if not options:
-        answerer.check_chat()
     terminal = open_terminal()
     if isinstance(terminal, RichTerminal):
         terminal.show(f"{arguments.model} on {answerer.model.device}; !help lists the commands, !exit ends")

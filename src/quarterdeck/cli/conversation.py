@@ -16,10 +16,11 @@ from quarterdeck.chat.messages import Document, Event, Message, MessageEnd, Text
 from quarterdeck.chat.response import ChatResponse
 from quarterdeck.chat.sampling import SamplingParams
 from quarterdeck.chat.template import CitationMode, Prompt, render
-from quarterdeck.cli.answering import Answerer, AnswerText, check_text, drawing
+from quarterdeck.cli.answering import Answerer, check_text, drawing
 from quarterdeck.cli.shelf import Shelf
 from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.generation.prefix import PrefixCache
+from quarterdeck.generation.text import ModelText
 
 SETTABLE = (
     "max_new_tokens",
@@ -78,7 +79,7 @@ class Conversation:
         mode = self._grounds.citation_mode
         self._agent = Agent(self._raw, tools, citation_mode=mode) if tools else None
         self._shelf = None if documents is None else Shelf(documents, answerer.count)
-        self._prefix = PrefixCache() if reuse else None
+        self._prefix = PrefixCache(with_answers=True) if reuse else None
         self.clear()
 
     def clear(self) -> None:
@@ -139,7 +140,7 @@ class Conversation:
 
     def _raw(
         self, prompt: Prompt, *, grammar: Grammar | None = None, sampling_params: SamplingParams | None = None
-    ) -> AnswerText:
+    ) -> ModelText:
         return self._answerer.raw(prompt, grammar=grammar, sampling_params=sampling_params, prefix=self._prefix)
 
     @property

@@ -42,8 +42,8 @@ def add_parser(commands: Commands) -> None:
         "--task",
         default="chat",
         choices=("chat", "text-generation"),
-        help="chat answers the prompt through the model's chat template (default); text-generation continues the "
-        "text as it is, without a template, and prints what follows it",
+        help="chat answers the prompt, in the format that Command-R's chat models were trained with (default); "
+        "text-generation continues the text as it is and prints what follows it: for models without chat training",
     )
     parser.add_argument("--system", metavar="TEXT", help="system message that goes before the prompt")
     parser.add_argument("--documents", metavar="FILE", help="answer from these documents and cite them; see below")
@@ -78,8 +78,6 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.task == "text-generation":
         _continue(answerer, prompt, arguments.json)
         return 0
-    if not options:
-        answerer.check_chat()
     _answer(answerer, _messages(arguments.system, prompt), options, arguments.json)
     return 0
 

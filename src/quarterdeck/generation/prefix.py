@@ -26,9 +26,15 @@ class PrefixCache:
 
     Args:
         block: numbers of tokens that are borrowed are multiples of it.
+        with_answers: whether what was generated is to be given back with its prompt, even if its reader left early. It
+            was read token by token, so numbers may then depend in their last bits on what was asked before.
+
+    Attributes:
+        with_answers: as given.
     """
 
-    def __init__(self, block: int = 1) -> None:
+    def __init__(self, block: int = 1, *, with_answers: bool = False) -> None:
+        self.with_answers = with_answers
         self._block = block
         self._lock = threading.Lock()
         self._kept: tuple[Cache, list[int]] | None = None

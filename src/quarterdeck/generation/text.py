@@ -10,14 +10,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from quarterdeck.cache import Cache
+from quarterdeck.cache import Cache, DynamicCache
+from quarterdeck.chat.answering import END_OF_TURN
 from quarterdeck.chat.grammar_matcher import Matcher
 from quarterdeck.chat.messages import Usage
+from quarterdeck.chat.parts import control_tokens
 from quarterdeck.chat.response import FinishReason, TokenLogprob
 from quarterdeck.chat.sampling import SamplingParams
+from quarterdeck.errors import ChatError
 from quarterdeck.generation.config import GenerationConfig
 from quarterdeck.generation.constrained import GrammarLogitsProcessor
 from quarterdeck.generation.core import Step
+from quarterdeck.generation.plan import end_tokens
 from quarterdeck.generation.prefix import PrefixCache
 from quarterdeck.generation.processors import OccurrencePenaltyLogitsProcessor, ProcessorFunction
 from quarterdeck.generation.stopping import CriterionFunction
@@ -43,50 +47,57 @@ class SteppingModel(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """What to generate.
+    """What to generate, and how.
 
     Args:
         ids: the prompt.
-        params: how to choose tokens. Stop strings are for those who see the text.
-        limit: most new tokens.
-        ends: ids that end the text.
-        hidden: ids that have no text: control tokens.
+        config: the options of generation, all of them: the model's own defaults have no part in it. ``max_new_tokens``
+            is set.
+        processors: what else is done to the scores, such as `penalties`.
         matcher: of the grammar that holds, at its beginning.
+        generator: source of randomness, where tokens are drawn.
+        seed: or a seed of a new one. With neither it is torch's own.
+        logprobs: note the log-probability of every token and of this many of the likeliest; None notes nothing.
+        hidden: ids that have no text; see `hidden_tokens`.
     """
 
     ids: list[int]
-    params: SamplingParams
-    limit: int
-    ends: Sequence[int]
-    hidden: Collection[int]
+    config: GenerationConfig
+    processors: tuple[ProcessorFunction, ...] = ()
     matcher: Matcher | None = None
+    generator: torch.Generator | None = None
+    seed: int | None = None
+    logprobs: int | None = None
+    hidden: Collection[int] = ()
 
 
 class ModelText:
     """The text of a generation, to be iterated over once. The model runs as pieces are asked for.
 
+    Args:
+        model: what generates.
+        tokenizer: its tokenizer.
+        job: what to generate.
+        prefix: where keys and values are borrowed and given back; None keeps nothing.
+
     Attributes:
-        finish_reason: ``COMPLETE`` or ``MAX_TOKENS`` at the end, None before.
+        finish_reason: ``COMPLETE``, ``STOP_SEQUENCE`` (one of the config's ``stop_strings``) or ``MAX_TOKENS`` (out of
+            tokens or of time) at the end, None before.
         logprobs: of the tokens so far, if asked for; control tokens have none.
     """
 
     def __init__(
-        self,
-        model: SteppingModel,
-        tokenizer: CohereTokenizerFast,
-        job: Job,
-        prefix: PrefixCache,
-        block: int,
+        self, model: SteppingModel, tokenizer: CohereTokenizerFast, job: Job, prefix: PrefixCache | None
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._job = job
         self._prefix = prefix
-        self._block = block
+        self._ends = frozenset(end_tokens(job.config))
         self._new: list[int] = []
         self._cached = 0
-        self._keep = False
-        self._logprobs: list[TokenLogprob] | None = None if job.params.logprobs is None else []
+        self._keep = prefix is not None and prefix.with_answers
+        self._logprobs: list[TokenLogprob] | None = None if job.logprobs is None else []
         self._pieces = self._run()
         self.finish_reason: FinishReason | None = None
 
@@ -109,52 +120,66 @@ class ModelText:
         self._pieces.close()
 
     def close(self) -> None:
-        """Stop, if it has not ended, and free its memory."""
+        """Stop, if it has not ended, and free its memory, unless ``prefix`` keeps answers."""
         self._pieces.close()
 
     def _run(self) -> Generator[str]:
         job = self._job
-        cache = self._prefix.borrow(job.ids)
+        cache: Cache = DynamicCache() if self._prefix is None else self._prefix.borrow(job.ids)
         self._cached = cache.get_seq_length()
         decoder = self._tokenizer.incremental_decoder(skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        is_between_runs = False
         try:
             with closing(self._steps(cache)) as steps:
                 for step in steps:
+                    is_between_runs = True
                     token = int(step.tokens[0])
                     self._new.append(token)
-                    if token in job.ends:
+                    if token in self._ends:
                         break
                     self._note(token, step.logits[0])
                     piece = "" if token in job.hidden else decoder.feed([token])
                     if piece:
                         yield piece
+                    is_between_runs = False
+            is_between_runs = self._keep = True
+            self.finish_reason = self._reason()
             rest = decoder.close()
-            self.finish_reason = "COMPLETE" if self._new[-1] in job.ends else "MAX_TOKENS"
-            self._keep = True
             if rest:
                 yield rest
         finally:
-            if self._keep:
-                self._prefix.give_back(cache, job.ids)
+            if self._keep and is_between_runs:  # in the middle of a run the layers may differ in length
+                self._give_back(cache)
+
+    def _give_back(self, cache: Cache) -> None:
+        if self._prefix is not None:
+            read = self._job.ids + self._new if self._prefix.with_answers else self._job.ids
+            self._prefix.give_back(cache, read[: cache.get_seq_length()])
+
+    def _reason(self) -> FinishReason:
+        config = self._job.config
+        if self._new and self._new[-1] in self._ends:
+            return "COMPLETE"
+        is_full = len(self._new) >= (config.max_new_tokens or 0)
+        return "MAX_TOKENS" if is_full or not config.stop_strings else "STOP_SEQUENCE"
 
     def _steps(self, cache: Cache) -> Generator[Step]:
-        job, params = self._job, self._job.params
-        processors: list[ProcessorFunction] = []
+        job = self._job
+        processors = list(job.processors)
         criteria: list[CriterionFunction] = []
-        if params.frequency_penalty or params.presence_penalty:
-            penalties = params.frequency_penalty, params.presence_penalty
-            processors.append(OccurrencePenaltyLogitsProcessor(len(job.ids), *penalties))
         if job.matcher is not None:
             grammar = GrammarLogitsProcessor([job.matcher])
             processors.append(grammar)
             criteria.append(grammar.advance)
-        seeded = params.seed is not None and not params.is_greedy
+        is_drawn = job.config.do_sample
         yield from self._model.generate_steps(
             torch.tensor([job.ids], device=self._model.device),
-            _config(job, self._block),
+            job.config,
             logits_processor=processors,
             stopping_criteria=criteria,
-            seed=params.seed if seeded else None,
+            generator=job.generator if is_drawn else None,
+            seed=job.seed if is_drawn else None,
+            tokenizer=self._tokenizer,
             use_model_defaults=False,
             past_key_values=cache,
         )
@@ -164,7 +189,7 @@ class ModelText:
         if self._logprobs is None or token in self._job.hidden:
             return
         likely = logits.float().log_softmax(dim=-1)
-        values, tokens = likely.topk(min(self._job.params.logprobs or 0, len(likely)))
+        values, tokens = likely.topk(min(self._job.logprobs or 0, len(likely)))
         top = zip(tokens.tolist(), values.tolist(), strict=True)
         self._logprobs.append(
             TokenLogprob(
@@ -180,14 +205,20 @@ class ModelText:
         return token_bytes(text) if isinstance(text, str) else b""
 
 
-def _config(job: Job, block: int) -> GenerationConfig:
-    """The options of generation that stand for a job; the model's own defaults have no part in it."""
-    params = job.params
+def sampling_config(params: SamplingParams, *, limit: int, ends: Sequence[int], block: int) -> GenerationConfig:
+    """The options of generation that say what ``params`` do, but for `penalties`, seed, stop strings and logprobs.
+
+    Args:
+        params: what a request asks for.
+        limit: most new tokens.
+        ends: ids that end the text.
+        block: tokens of the prompt that a run of the model reads at once.
+    """
     config = GenerationConfig(
-        max_new_tokens=job.limit,
+        max_new_tokens=limit,
         do_sample=not params.is_greedy,
-        eos_token_id=list(job.ends) or None,
-        pad_token_id=job.ends[0] if job.ends else None,
+        eos_token_id=list(ends) or None,
+        pad_token_id=ends[0] if ends else None,
         prefill_chunk_size=block,
         logit_bias=dict(params.logit_bias) if params.logit_bias else None,
     )
@@ -195,3 +226,38 @@ def _config(job: Job, block: int) -> GenerationConfig:
         temperature = max(params.temperature or 0.0, LEAST_TEMPERATURE)
         config.update(temperature=temperature, top_p=params.top_p, top_k=params.top_k)
     return config
+
+
+def penalties(params: SamplingParams, prompt_length: int) -> tuple[ProcessorFunction, ...]:
+    """What ``params`` take from tokens that were generated already; nothing if they ask for nothing."""
+    if not params.frequency_penalty and not params.presence_penalty:
+        return ()
+    return (OccurrencePenaltyLogitsProcessor(prompt_length, params.frequency_penalty, params.presence_penalty),)
+
+
+def room_after(prompt: Sequence[int], context_length: int) -> int:
+    """How many tokens fit behind a prompt.
+
+    Raises:
+        ChatError: not one does.
+    """
+    room = context_length - len(prompt)
+    if room < 1:
+        raise ChatError(
+            f"too many tokens: the prompt has {len(prompt):,}, and the context of this model is {context_length:,}, "
+            "answer included; shorten the messages or the documents"
+        )
+    return room
+
+
+def answer_ends(config: GenerationConfig, tokenizer: CohereTokenizerFast, vocab_size: int) -> tuple[int, ...]:
+    """The ids that end an answer: those that ``config`` names, and the end of a turn and of a text."""
+    known = tokenizer.added_tokens_encoder
+    ends = [*end_tokens(config), *(known[text] for text in END_OF_TURN if text in known)]
+    return tuple(dict.fromkeys(end for end in ends if 0 <= end < vocab_size))
+
+
+def hidden_tokens(tokenizer: CohereTokenizerFast) -> frozenset[int]:
+    """The ids of control tokens, special or not."""
+    known = tokenizer.added_tokens_encoder
+    return frozenset(known[text] for text in control_tokens() if text in known)
