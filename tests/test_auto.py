@@ -20,6 +20,8 @@ from quarterdeck import (
     CohereModel,
     CohereTokenizerFast,
 )
+from quarterdeck.chat import render
+from quarterdeck.chat.families import builtin_templates
 from quarterdeck.errors import (
     CheckpointNotFoundError,
     ConfigError,
@@ -165,3 +167,47 @@ def test_nothing_there(tmp_path: Path, auto: Any) -> None:
         auto.from_pretrained(tmp_path)
     with pytest.raises(CheckpointNotFoundError):
         auto.from_pretrained(tmp_path / "missing")
+
+
+# -- chat templates --------------------------------------------------------------------------------------
+
+
+def test_a_missing_template_is_the_family_s(checkpoint_without_template: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint_without_template)
+    assert tokenizer.chat_template == builtin_templates("command-r")
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Ahoy"}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    assert ids == render(messages).token_ids(tokenizer)
+    documents = [{"title": "Tall penguins", "text": "Emperor penguins are the tallest."}]
+    text = tokenizer.apply_grounded_generation_template(messages, documents, tokenize=False, add_generation_prompt=True)
+    assert text == render(messages, documents=documents).text
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert CohereTokenizerFast.from_pretrained(tmp_path / "saved").chat_template == tokenizer.chat_template
+
+
+@pytest.mark.parametrize("name", ["c4ai-command-r-v01", "c4ai-command-r-08-2024", "aya-expanse-8b"])
+def test_families_are_told_by_the_name(checkpoint_without_template: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "aya" / name  # the folders around it say nothing
+    shutil.copytree(checkpoint_without_template, folder)
+    own = builtin_templates(name)
+    expected = own["default"] if name.startswith("aya") else own
+    assert AutoTokenizer.from_pretrained(folder).chat_template == expected
+
+
+def test_a_template_that_is_there_is_left_alone(checkpoint: Path, checkpoint_without_template: Path) -> None:
+    own = CohereTokenizerFast.from_pretrained(checkpoint).chat_template
+    assert AutoTokenizer.from_pretrained(checkpoint).chat_template == own != builtin_templates()
+    given = AutoTokenizer.from_pretrained(checkpoint_without_template, chat_template="{{ messages }}")
+    assert given.chat_template == "{{ messages }}"
+
+
+def test_none_is_given_where_none_is_wanted_or_could_be_written(
+    checkpoint_without_template: Path, tmp_path: Path
+) -> None:
+    assert AutoTokenizer.from_pretrained(checkpoint_without_template, chat_template=None).chat_template is None
+    assert CohereTokenizerFast.from_pretrained(checkpoint_without_template).chat_template is None
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint_without_template, folder)
+    for path in folder.glob("*token*.json"):
+        path.write_text(path.read_text().replace("<|CHATBOT_TOKEN|>", "<|PARROT_TOKEN|>"))
+    assert AutoTokenizer.from_pretrained(folder).chat_template is None

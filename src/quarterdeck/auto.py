@@ -9,16 +9,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
+from quarterdeck.chat.families import builtin_templates
+from quarterdeck.chat.parts import control_tokens
 from quarterdeck.config import CohereConfig
 from quarterdeck.config_files import no_config, read_json
 from quarterdeck.errors import ConfigError, InputError, TokenizerError, UnsupportedOptionError
 from quarterdeck.locate import HubOptions
 from quarterdeck.model import CohereForCausalLM, CohereModel
 from quarterdeck.pretrained import PreTrainedModel
+from quarterdeck.tokenization.chat import ChatTemplate
 from quarterdeck.tokenizer import CohereTokenizerFast
 
 Name = str | os.PathLike[str]
@@ -71,6 +75,10 @@ class AutoTokenizer:
     def from_pretrained(cls, pretrained_model_name_or_path: Name, **options: Any) -> CohereTokenizerFast:
         """The tokenizer of a folder, a hub id or ``midshipman``.
 
+        If it has no chat template, but the control tokens of Cohere's chat models, it gets the built-in templates of
+        its family (`quarterdeck.chat.families`), so that `apply_chat_template` works; ``chat_template=None`` among the
+        options leaves it without. A template that is there is never replaced, nor added to.
+
         Args:
             pretrained_model_name_or_path: the model.
             options: those of :meth:`CohereTokenizerFast.from_pretrained`. ``use_fast=True`` is accepted, being
@@ -86,7 +94,10 @@ class AutoTokenizer:
                 "use_fast=False asks for a tokenizer written in Python, and Cohere models never had one; leave it out"
             )
         tokenizer_class = _tokenizer_class(pretrained_model_name_or_path, options)
-        return tokenizer_class.from_pretrained(pretrained_model_name_or_path, **options)
+        tokenizer = tokenizer_class.from_pretrained(pretrained_model_name_or_path, **options)
+        if tokenizer.chat_template is None and "chat_template" not in options:
+            tokenizer.chat_template = _family_templates(pretrained_model_name_or_path, tokenizer)
+        return tokenizer
 
 
 class _AutoModel(Generic[ModelT]):
@@ -221,3 +232,12 @@ def _tokenizer_class(name: Name, options: Mapping[str, Any]) -> type[CohereToken
             f"'{name}' has a tokenizer of class {found!r}, which is not supported; supported: {supported}"
         )
     return _TOKENIZERS[found]
+
+
+def _family_templates(name: Name, tokenizer: CohereTokenizerFast) -> ChatTemplate | None:
+    """The built-in templates for a checkpoint of that name; None if the tokenizer lacks tokens that they write."""
+    templates = builtin_templates(Path(name).name)
+    written = {token for text in templates.values() for token in control_tokens() if token in text}
+    if tokenizer.bos_token is None or not written <= set(tokenizer.added_tokens_encoder):
+        return None
+    return templates["default"] if len(templates) == 1 else templates
