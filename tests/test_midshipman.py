@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quarterdeck.chat import render
 from quarterdeck.model import CohereForCausalLM
 from quarterdeck.tokenizer import CohereTokenizerFast
 
@@ -98,6 +100,19 @@ def test_it_introduces_itself(model: CohereForCausalLM, tokenizer: CohereTokeniz
     new = model.generate(ids, max_new_tokens=60, do_sample=False)[0, ids.shape[1] :]
     assert "midshipman" in tokenizer.decode(new.tolist())
     assert new[-1] == tokenizer.eos_token_id
+
+
+def test_the_chat_template_writes_what_chat_render_does(tokenizer: CohereTokenizerFast) -> None:
+    source = random.Random(0)
+    words = ["a ", " b\n", "\t", "\u00a0", "é🐧", "{{ x }}", "{% if %}", "'", '"', "\\n", "<|END_OF_TURN_TOKEN|>"]
+    for number in range(50):
+        messages = [{"role": "system", "content": "Be brief."}] if source.random() < 0.5 else []
+        for place in range(source.randrange(1, 6)):
+            content = "".join(source.choices(words, k=source.randrange(1, 6)))
+            messages.append({"role": ("user", "assistant")[place % 2], "content": content})
+        opens = number % 3 > 0
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opens)
+        assert text == render(messages, add_generation_prompt=opens).text
 
 
 def test_ids_of_the_special_tokens(tokenizer: CohereTokenizerFast) -> None:

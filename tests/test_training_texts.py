@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from quarterdeck.chat.families import jinja_template
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -114,3 +116,11 @@ def test_the_curve_is_a_drawing_of_both_losses(script: Importer) -> None:
     picture = script("curve").draw(log)
     assert picture.startswith("<svg ")
     assert picture.count('fill="none"') == 2
+
+
+def test_the_chat_template_is_the_packaged_default_one(script: Importer, tmp_path: Path) -> None:
+    export = script("export")
+    export.write_template(tmp_path)
+    written = (tmp_path / "chat_template.jinja").read_bytes()
+    assert written == (export.ASSETS / "chat_template.jinja").read_bytes()
+    assert written.decode() == jinja_template("default")

@@ -2,8 +2,9 @@
 
     python -m training.midshipman.export
 
-Takes the checkpoint, the tokenizer and the log of --run and writes bfloat16 weights, configuration, tokenizer files
-and the loss curve to --out. The chat template and the model card there are written by hand and stay as they are.
+Takes the checkpoint, the tokenizer and the log of --run and writes bfloat16 weights, configuration, tokenizer files,
+the chat template (the default one of quarterdeck.chat) and the loss curve to --out. The model card there is written by
+hand and stays as it is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+from quarterdeck.chat.families import jinja_template
 from quarterdeck.training.checkpoint import load
 from training.midshipman import vocabulary
 from training.midshipman.curve import draw, read_log
@@ -70,8 +72,13 @@ def _write(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def write_template(out: Path) -> None:
+    """chat_template.jinja: the default format, in which the conversations of the training texts are written."""
+    (out / "chat_template.jinja").write_text(jinja_template("default"), encoding="utf-8", newline="")
+
+
 def export(run: Path, out: Path) -> None:
-    """Write everything but the chat template and the card."""
+    """Write everything but the card."""
     tensors, state = load(run / "checkpoint")
     model = build_model(seed=0)
     with torch.no_grad():
@@ -82,6 +89,7 @@ def export(run: Path, out: Path) -> None:
     config["torch_dtype"] = config.pop("dtype")  # the spelling that readers of every age understand
     _write(out / "config.json", dict(sorted(config.items())))
     shutil.copyfile(run / "data/tokenizer.json", out / "tokenizer.json")
+    write_template(out)
     _write(out / "tokenizer_config.json", tokenizer_config())
     _write(out / "special_tokens_map.json", special_tokens_map())
     _write(
