@@ -199,7 +199,7 @@ WRONG_INPUTS: list[tuple[dict[str, Any], str]] = [
     ({"inputs": prompt(), "position_ids": torch.ones(2, 5)}, "position_ids"),
     ({"inputs_embeds": EMBEDS[0]}, "inputs_embeds"),
     ({"inputs": prompt(3), "inputs_embeds": EMBEDS}, "2 rows and input_ids 3"),
-    ({"inputs": prompt(), "past_key_values": ()}, "must be a Cache"),
+    ({"inputs": prompt(), "past_key_values": ()}, "must be a quarterdeck.Cache"),
     ({"inputs": prompt(), "logits_to_keep": -1}, "logits_to_keep"),
     ({"inputs": prompt(), "prefill_chunk_size": 2, "use_cache": False}, "prefill_chunk_size"),
     ({"inputs": prompt(), "past_key_values": DynamicCache(), "use_cache": False}, "use_cache"),

@@ -140,6 +140,10 @@ def test_a_cache_of_transformers_goes_on_as_the_message_says() -> None:
     ids = random_ids(2, 7)
     theirs = pair.theirs(ids[:, :4]).past_key_values
     ours = DynamicCache.from_legacy_cache(theirs.to_legacy_cache())
+    with pytest.raises(
+        InputError, match=r"is a transformers.cache_utils.DynamicCache, but must be a quarterdeck.Cache"
+    ):
+        pair.ours.generate(ids, past_key_values=theirs, max_new_tokens=1)
     assert torch.allclose(pair.ours(ids[:, 4:], past_key_values=ours).logits, pair.theirs(ids).logits[:, 4:], atol=1e-5)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from quarterdeck.attention.dispatch import AttentionFunction, get_attention
 from quarterdeck.attention.mask import AttentionMask, check_positions, check_tensor, make_mask, packed_documents
 from quarterdeck.cache import Cache, DynamicCache
+from quarterdeck.cache.base import checked_cache
 from quarterdeck.config import CohereConfig
 from quarterdeck.errors import InputError
 
@@ -113,15 +114,9 @@ def cache_to_use(
     wanted = (config.use_cache and not recomputes) if use_cache is None else use_cache
     if given is None:
         return DynamicCache() if wanted else None, wanted
-    if isinstance(given, Cache):
-        given.layer(config.num_hidden_layers - 1)  # which a StaticCache may not have
-        return given, wanted
-    kind = type(given)
-    pairs = "past_key_values.to_legacy_cache()" if hasattr(given, "to_legacy_cache") else "pairs of keys and values"
-    raise InputError(
-        f"past_key_values is a {kind.__module__}.{kind.__qualname__}, but must be a quarterdeck.Cache; "
-        f"quarterdeck.DynamicCache.from_legacy_cache({pairs}) makes one"
-    )
+    cache = checked_cache(given)
+    cache.layer(config.num_hidden_layers - 1)  # which a StaticCache may not have
+    return cache, wanted
 
 
 def embedded_inputs(embedding: nn.Embedding, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:

@@ -187,3 +187,19 @@ class Cache(ABC):
 
     def __iter__(self) -> Iterator[tuple[Tensor | None, Tensor | None]]:
         return ((layer.keys, layer.values) for layer in self.layers)
+
+
+def checked_cache(given: object) -> Cache:
+    """What a caller gave as ``past_key_values``.
+
+    Raises:
+        InputError: it is no cache, or that of another library; says how to make one of it.
+    """
+    if isinstance(given, Cache):
+        return given
+    kind = type(given)
+    pairs = "past_key_values.to_legacy_cache()" if hasattr(given, "to_legacy_cache") else "pairs of keys and values"
+    raise InputError(
+        f"past_key_values is a {kind.__module__}.{kind.__qualname__}, but must be a quarterdeck.Cache; "
+        f"quarterdeck.DynamicCache.from_legacy_cache({pairs}) makes one"
+    )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quarterdeck.cache import base as cache_base
 from quarterdeck.cache.base import Cache
 from quarterdeck.errors import InputError
 
@@ -196,8 +197,7 @@ def checked_cache(cache: object, prompt: Prompt) -> Cache | None:
     """
     if cache is None:
         return None
-    if not isinstance(cache, Cache):
-        raise InputError(f"past_key_values must be a Cache, not {type(cache).__name__}: DynamicCache() makes one")
+    cache = cache_base.checked_cache(cache)
     stored = cache.get_seq_length()
     if stored >= prompt.length:
         raise InputError(
