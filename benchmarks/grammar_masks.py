@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from quarterdeck.chat.grammar import Grammar, cited_answer_grammar, json_grammar, tool_calls_grammar
-from quarterdeck.chat.grammar_matcher import GrammarCompiler
+from quarterdeck.chat.grammars.grammar import Grammar, cited_answer_grammar, json_grammar, tool_calls_grammar
+from quarterdeck.chat.grammars.matcher import GrammarCompiler
 from quarterdeck.generation.constrained import GrammarLogitsProcessor
 from quarterdeck.tokenizer import CohereTokenizerFast
 

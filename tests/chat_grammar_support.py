@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from chat_support import tiny_tokenizer
-from quarterdeck.chat.grammar import Grammar
-from quarterdeck.chat.grammar_matcher import GrammarCompiler, Matcher
+from quarterdeck.chat.grammars.grammar import Grammar
+from quarterdeck.chat.grammars.matcher import GrammarCompiler, Matcher
 
 PADDED = 60
 """Ids of the model beyond the tokenizer's vocabulary."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quarterdeck.chat import ChatResponse, Prompt, SamplingParams, TokenLogprob, Usage
-from quarterdeck.chat.grammar import Grammar
+from quarterdeck.chat.answers.response import FinishReason
+from quarterdeck.chat.grammars.grammar import Grammar
 from quarterdeck.chat.messages import (
     Citation,
     CitationEvent,
@@ -21,7 +22,6 @@ from quarterdeck.chat.messages import (
     ToolCallEnd,
     ToolCallStart,
 )
-from quarterdeck.chat.response import FinishReason
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
-from quarterdeck.chat.parts import control_tokens
+from quarterdeck.chat.prompts.parts import control_tokens
 from quarterdeck.tokenization.backend import command_r_pipeline
 from quarterdeck.tokenizer import CohereTokenizerFast
 

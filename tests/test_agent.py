@@ -12,9 +12,9 @@ import pytest
 from chat_scripts import Scripted, Stream, characters, collect, streaming
 from quarterdeck.chat import Document, Message, Prompt, SamplingParams, Tool, Usage, render
 from quarterdeck.chat.agent import Agent, AgentResult, Step
-from quarterdeck.chat.arguments import violation
 from quarterdeck.chat.messages import MessageEnd, ToolCallStart
 from quarterdeck.chat.tool_run import documents_of
+from quarterdeck.chat.tools.arguments import violation
 from quarterdeck.errors import ChatError
 
 

@@ -21,7 +21,7 @@ from quarterdeck import (
     CohereTokenizerFast,
 )
 from quarterdeck.chat import render
-from quarterdeck.chat.families import builtin_templates
+from quarterdeck.chat.prompts.families import builtin_templates
 from quarterdeck.errors import (
     CheckpointNotFoundError,
     ConfigError,

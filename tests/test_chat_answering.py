@@ -17,7 +17,7 @@ from chat_scripts import Scripted, Stream, characters, check_agrees, collect, cu
 from quarterdeck.chat import ChatResponse, Message, SamplingParams, TokenLogprob, Usage, answer, render, stream_answer
 from quarterdeck.chat.messages import Event, MessageEnd, TextDelta, ToolCallDelta, ToolCallStart
 from quarterdeck.chat.parser import join_deltas, parse
-from quarterdeck.chat.parts import control_tokens
+from quarterdeck.chat.prompts.parts import control_tokens
 from quarterdeck.errors import ChatError, QuarterdeckError
 
 DOCUMENTS = [{"title": "Tall penguins", "text": "Emperor penguins."}, {"id": "habitat", "text": "Antarctica."}]

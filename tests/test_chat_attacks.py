@@ -22,9 +22,9 @@ import pytest
 from tokenizers import AddedToken
 
 from chat_support import SEARCH, control_ids, tiny_tokenizer
-from quarterdeck.chat.encoding import encode_ordinary
 from quarterdeck.chat.parser import parse
-from quarterdeck.chat.parts import control_tokens, merged
+from quarterdeck.chat.prompts.encoding import encode_ordinary
+from quarterdeck.chat.prompts.parts import control_tokens, merged
 from quarterdeck.chat.template import Prompt, render
 from quarterdeck.errors import ChatError
 from quarterdeck.tokenizer import CohereTokenizerFast

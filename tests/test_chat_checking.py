@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quarterdeck.chat.checking import check_citations, supported, text_of
+from quarterdeck.chat.documents.checking import check_citations, supported, text_of
+from quarterdeck.chat.documents.words import words_of
 from quarterdeck.chat.messages import Citation, Source
-from quarterdeck.chat.words import words_of
 from quarterdeck.errors import ChatError
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from quarterdeck.chat.citations import Tag, TagSplitter, numbers_in
 from quarterdeck.chat.messages import Citation, CitationEvent, Event, Source, TextDelta
 from quarterdeck.chat.parser import Parser, parse
+from quarterdeck.chat.parsing.citations import Tag, TagSplitter, numbers_in
 
 SOURCES = tuple(Source("document", name, number, {"text": name}) for number, name in enumerate("abc"))
 WIDE = "7" * 64

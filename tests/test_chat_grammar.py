@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from chat_grammar_support import PADDED, accepts, allowed, compiler, ids_of, objects, pretty, schemas, validator, write
 from chat_support import tiny_tokenizer
-from quarterdeck.chat.grammar import Grammar, json_grammar, tool_calls_grammar
-from quarterdeck.chat.grammar_matcher import GrammarCompiler
+from quarterdeck.chat.grammars.grammar import Grammar, json_grammar, tool_calls_grammar
+from quarterdeck.chat.grammars.matcher import GrammarCompiler
 from quarterdeck.chat.messages import Message, ToolCall
 from quarterdeck.chat.parser import parse
-from quarterdeck.chat.parts import control_tokens
+from quarterdeck.chat.prompts.parts import control_tokens
 from quarterdeck.chat.template import render
 from quarterdeck.errors import ChatError, InputError, MissingPackageError
 
@@ -517,6 +517,6 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_importing_grammars_imports_neither_the_package_nor_torch() -> None:
-    code = "import quarterdeck.chat.grammar, quarterdeck.chat.grammar_matcher, sys; print(*sys.modules)"
+    code = "import quarterdeck.chat.grammars.grammar, quarterdeck.chat.grammars.matcher, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {"llguidance", "torch", "tokenizers", "jsonschema"} & set(loaded)

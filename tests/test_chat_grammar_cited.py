@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chat_grammar_support import accepts, write
-from quarterdeck.chat.grammar import cited_answer_grammar
-from quarterdeck.chat.grammar_text import Characters
+from quarterdeck.chat.grammars.grammar import cited_answer_grammar
+from quarterdeck.chat.grammars.text import Characters
 from quarterdeck.chat.messages import Source
 from quarterdeck.chat.parser import parse
 from quarterdeck.errors import ChatError

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from quarterdeck.chat.grammar_numbers import limits, number_terminal
+from quarterdeck.chat.grammars.numbers import limits, number_terminal
 
 bounds = (
     st.none()

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chat_grammar_support import NAMES, NUMBERS, VALUES, schemas, validator
-from quarterdeck.chat.grammar_formats import FORMATS
-from quarterdeck.chat.schema_check import accepts, check_schema, resolve
-from quarterdeck.chat.schema_merge import plain, together
+from quarterdeck.chat.grammars.formats import FORMATS
+from quarterdeck.chat.grammars.schema_check import accepts, check_schema, resolve
+from quarterdeck.chat.grammars.schema_merge import plain, together
 from quarterdeck.errors import ChatError
 
 json_values = st.recursive(

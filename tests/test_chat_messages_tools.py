@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chat_support import SEARCH, SEARCH_SCHEMA
-from quarterdeck.chat.functions import call_arguments
 from quarterdeck.chat.messages import Tool
-from quarterdeck.chat.schema import arguments_of, definitions_of, schema_of_definitions, type_text
-from quarterdeck.chat.tool_text import tools_text
+from quarterdeck.chat.prompts.tool_text import tools_text
+from quarterdeck.chat.tools.functions import call_arguments
+from quarterdeck.chat.tools.schema import arguments_of, definitions_of, schema_of_definitions, type_text
 from quarterdeck.errors import ChatError
 
 # ── functions ─────────────────────────────────────────────────────────────────────────────────────────────────────

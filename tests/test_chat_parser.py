@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chat_parser_reference import ANY_TEXT, KNOWN, reference
-from quarterdeck.chat.citations import TagSplitter
 from quarterdeck.chat.messages import CitationEvent, Event, PlanDelta, Source, TextDelta, ToolCallStart
 from quarterdeck.chat.parser import Collector, Parsed, Parser, join_deltas, parse
-from quarterdeck.chat.trimming import Trimmer
+from quarterdeck.chat.parsing.citations import TagSplitter
+from quarterdeck.chat.parsing.trimming import Trimmer
 from quarterdeck.errors import ChatError, QuarterdeckError
 
 FORMATS = list(KNOWN)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chat_parser_reference import JSON, SPACES, WORDS, json_objects, json_values, spaced_json, texts
-from quarterdeck.chat.json_pieces import JsonSplitter, unescaped
 from quarterdeck.chat.messages import ToolCallDelta, ToolCallEnd, ToolCallStart
 from quarterdeck.chat.parser import Parser, parse
+from quarterdeck.chat.parsing.json_pieces import JsonSplitter, unescaped
 
 
 def calls(action: str, format: str = "tool_use") -> list[tuple[str, str]]:

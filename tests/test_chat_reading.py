@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quarterdeck.chat import Document
-from quarterdeck.chat.chunks import MAX_CHARACTERS, chunks_of
-from quarterdeck.chat.reading import Library, read_documents_from, read_tools_from
+from quarterdeck.chat.documents.chunks import MAX_CHARACTERS, chunks_of
+from quarterdeck.chat.documents.reading import Library, read_documents_from, read_tools_from
 from quarterdeck.errors import ChatError
 
 PENGUINS = [

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chat_support import SEARCH, SEARCH_SCHEMA, tiny_tokenizer
-from quarterdeck.chat.families import builtin_templates, family_of
 from quarterdeck.chat.messages import Document, Message, Source, Tool
+from quarterdeck.chat.prompts.families import builtin_templates, family_of
 from quarterdeck.chat.template import Prompt, render
 from quarterdeck.errors import ChatError
 

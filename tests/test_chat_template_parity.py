@@ -13,7 +13,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from chat_support import random_documents, random_text, random_tools, random_turns, tiny_tokenizer
-from quarterdeck.chat.families import builtin_templates, jinja_template
+from quarterdeck.chat.prompts.families import builtin_templates, jinja_template
 from quarterdeck.chat.template import render
 from quarterdeck.errors import ChatError
 from quarterdeck.tokenization import jinja

@@ -16,8 +16,8 @@ from rich.console import Console
 from chat_scripts import Scripted
 from quarterdeck import AutoModelForCausalLM, AutoTokenizer
 from quarterdeck.chat import Document, Message, answer, render
+from quarterdeck.chat.documents.ranking import Ranking
 from quarterdeck.chat.messages import Citation, Source
-from quarterdeck.chat.ranking import Ranking
 from quarterdeck.cli.answering import Answerer
 from quarterdeck.cli.conversation import Conversation, Grounds
 from quarterdeck.cli.footnotes import Footnotes

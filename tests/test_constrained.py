@@ -13,8 +13,8 @@ from torch import Tensor
 
 from chat_grammar_support import validator
 from quarterdeck import CohereForCausalLM, CohereTokenizerFast
-from quarterdeck.chat.grammar import Grammar, json_grammar, tool_calls_grammar
-from quarterdeck.chat.grammar_matcher import GrammarCompiler, Matcher
+from quarterdeck.chat.grammars.grammar import Grammar, json_grammar, tool_calls_grammar
+from quarterdeck.chat.grammars.matcher import GrammarCompiler, Matcher
 from quarterdeck.errors import InputError
 from quarterdeck.generation.constrained import GrammarLogitsProcessor
 

@@ -19,7 +19,7 @@ import pytest
 
 import test_chat_attacks
 from chat_scripts import Scripted
-from quarterdeck.chat.chunks import MAX_CHARACTERS
+from quarterdeck.chat.documents.chunks import MAX_CHARACTERS
 from quarterdeck.cli.answering import Answerer
 from quarterdeck.cli.grounding import DOCUMENTS_HELP
 from quarterdeck.cli.main import build_parser, main

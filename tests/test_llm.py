@@ -19,7 +19,7 @@ from chat_scripts import check_agrees, collect, without_ids
 from quarterdeck import LLM, Agent, ChatResponse, CohereConfig, CohereForCausalLM, CohereTokenizerFast, SamplingParams
 from quarterdeck.cache import DynamicCache
 from quarterdeck.chat import render
-from quarterdeck.chat.parts import control_tokens
+from quarterdeck.chat.prompts.parts import control_tokens
 from quarterdeck.errors import ChatError, InputError, QuarterdeckError, UnsupportedOptionError
 from quarterdeck.generation.prefix import PrefixCache, common_prefix
 from quarterdeck.generation.processors import OccurrencePenaltyLogitsProcessor

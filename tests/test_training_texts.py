@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from quarterdeck.chat.families import jinja_template
+from quarterdeck.chat.prompts.families import jinja_template
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from quarterdeck.auto import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
     from quarterdeck.cache import Cache, DynamicCache, StaticCache
     from quarterdeck.chat.agent import Agent
+    from quarterdeck.chat.answers.response import ChatResponse
+    from quarterdeck.chat.answers.sampling import SamplingParams
     from quarterdeck.chat.messages import Citation, Document, Message, Tool, ToolCall
-    from quarterdeck.chat.response import ChatResponse
-    from quarterdeck.chat.sampling import SamplingParams
     from quarterdeck.config import CohereConfig
     from quarterdeck.generation.config import GenerationConfig
     from quarterdeck.generation.processors import LogitsProcessor, LogitsProcessorList
@@ -70,7 +70,7 @@ _HOMES = {
     "AutoTokenizer": "auto",
     "BatchEncoding": "tokenizer",
     "Cache": "cache",
-    "ChatResponse": "chat.response",
+    "ChatResponse": "chat.answers.response",
     "Citation": "chat.messages",
     "CohereConfig": "config",
     "CohereForCausalLM": "model",
@@ -83,7 +83,7 @@ _HOMES = {
     "LogitsProcessor": "generation.processors",
     "LogitsProcessorList": "generation.processors",
     "Message": "chat.messages",
-    "SamplingParams": "chat.sampling",
+    "SamplingParams": "chat.answers.sampling",
     "StaticCache": "cache",
     "StoppingCriteria": "generation.stopping",
     "StoppingCriteriaList": "generation.stopping",

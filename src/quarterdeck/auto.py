@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
-from quarterdeck.chat.families import builtin_templates
-from quarterdeck.chat.parts import control_tokens
+from quarterdeck.chat.prompts.families import builtin_templates
+from quarterdeck.chat.prompts.parts import control_tokens
 from quarterdeck.config import CohereConfig
 from quarterdeck.config_files import no_config, read_json
 from quarterdeck.errors import ConfigError, InputError, TokenizerError, UnsupportedOptionError
@@ -76,8 +76,8 @@ class AutoTokenizer:
         """The tokenizer of a folder, a hub id or ``midshipman``.
 
         If it has no chat template, but the control tokens of Cohere's chat models, it gets the built-in templates of
-        its family (`quarterdeck.chat.families`), so that `apply_chat_template` works; ``chat_template=None`` among the
-        options leaves it without. A template that is there is never replaced, nor added to.
+        its family (`quarterdeck.chat.prompts.families`), so that `apply_chat_template` works; ``chat_template=None``
+        among the options leaves it without. A template that is there is never replaced, nor added to.
 
         Args:
             pretrained_model_name_or_path: the model.

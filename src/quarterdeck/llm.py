@@ -20,14 +20,14 @@ from typing import Any
 import torch
 
 from quarterdeck.auto import AutoModelForCausalLM, AutoTokenizer
-from quarterdeck.chat.answering import AnswerStream, answer, stream_answer
-from quarterdeck.chat.grammar import Grammar
-from quarterdeck.chat.grammar_matcher import GrammarCompiler
+from quarterdeck.chat.answers.answering import AnswerStream, answer, stream_answer
+from quarterdeck.chat.answers.response import ChatResponse, FinishReason, TokenLogprob
+from quarterdeck.chat.answers.sampling import SamplingParams
+from quarterdeck.chat.answers.stops import StopGate
+from quarterdeck.chat.grammars.grammar import Grammar
+from quarterdeck.chat.grammars.matcher import GrammarCompiler
 from quarterdeck.chat.json_text import kind, shown
 from quarterdeck.chat.messages import Usage
-from quarterdeck.chat.response import ChatResponse, FinishReason, TokenLogprob
-from quarterdeck.chat.sampling import SamplingParams
-from quarterdeck.chat.stops import StopGate
 from quarterdeck.chat.template import Prompt
 from quarterdeck.errors import ChatError, InputError, UnsupportedOptionError
 from quarterdeck.generation.config import GenerationConfig

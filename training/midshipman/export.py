@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from quarterdeck.chat.families import jinja_template
+from quarterdeck.chat.prompts.families import jinja_template
 from quarterdeck.training.checkpoint import load
 from training.midshipman import vocabulary
 from training.midshipman.curve import draw, read_log

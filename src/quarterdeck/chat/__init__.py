@@ -1,10 +1,10 @@
 """Chat: conversations, documents and tools to prompts, and a model's text to answers. Never imports torch."""
 
 from quarterdeck.chat.agent import Agent, AgentResult
-from quarterdeck.chat.answering import Generate, TextStream, answer, stream_answer
+from quarterdeck.chat.answers.answering import Generate, TextStream, answer, stream_answer
+from quarterdeck.chat.answers.response import ChatResponse, TokenLogprob
+from quarterdeck.chat.answers.sampling import SamplingParams
 from quarterdeck.chat.messages import Citation, Document, Message, Source, Tool, ToolCall, Usage
-from quarterdeck.chat.response import ChatResponse, TokenLogprob
-from quarterdeck.chat.sampling import SamplingParams
 from quarterdeck.chat.template import Prompt, render
 
 __all__ = [

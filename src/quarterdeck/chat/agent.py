@@ -19,13 +19,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from quarterdeck.chat.answering import AnswerStream, Generate, stream_answer
-from quarterdeck.chat.conversation import read_messages, read_tools
-from quarterdeck.chat.grammar import tool_calls_grammar
+from quarterdeck.chat.answers.answering import AnswerStream, Generate, stream_answer
+from quarterdeck.chat.answers.response import ChatResponse, FinishReason, added
+from quarterdeck.chat.answers.sampling import SamplingParams
+from quarterdeck.chat.grammars.grammar import tool_calls_grammar
 from quarterdeck.chat.json_text import kind, shown
 from quarterdeck.chat.messages import Citation, Document, Event, Message, MessageEnd, ToolCall, Usage
-from quarterdeck.chat.response import ChatResponse, FinishReason, added
-from quarterdeck.chat.sampling import SamplingParams
+from quarterdeck.chat.prompts.conversation import read_messages, read_tools
 from quarterdeck.chat.template import CitationMode
 from quarterdeck.chat.tool_run import ToolBox
 from quarterdeck.errors import ChatError

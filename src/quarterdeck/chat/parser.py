@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Protocol, get_args
 
-from quarterdeck.chat.citations import CitedText, Report, numbers_in, resolver
 from quarterdeck.chat.messages import (
     Citation,
     CitationEvent,
@@ -30,10 +29,11 @@ from quarterdeck.chat.messages import (
     ToolCallDelta,
     ToolCallStart,
 )
-from quarterdeck.chat.sections import MARKERS, Section, SectionSplitter
+from quarterdeck.chat.parsing.citations import CitedText, Report, numbers_in, resolver
+from quarterdeck.chat.parsing.sections import MARKERS, Section, SectionSplitter
+from quarterdeck.chat.parsing.tool_calls import ActionReader
+from quarterdeck.chat.parsing.trimming import Trimmer
 from quarterdeck.chat.template import CitationMode, Format
-from quarterdeck.chat.tool_calls import ActionReader
-from quarterdeck.chat.trimming import Trimmer
 from quarterdeck.errors import ChatError
 
 

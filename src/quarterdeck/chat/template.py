@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from quarterdeck.chat.conversation import Results, document_sources, read_documents, read_messages, read_tools
-from quarterdeck.chat.encoding import encode_parts
 from quarterdeck.chat.messages import Document, Message, Source, Tool
-from quarterdeck.chat.multi_step import multi_step_parts
-from quarterdeck.chat.parts import Part, fill, merged, template_data
-from quarterdeck.chat.tool_text import documents_text, tools_text, with_directly_answer
-from quarterdeck.chat.turns import split_preamble, spoken_turns
+from quarterdeck.chat.prompts.conversation import Results, document_sources, read_documents, read_messages, read_tools
+from quarterdeck.chat.prompts.encoding import encode_parts
+from quarterdeck.chat.prompts.multi_step import multi_step_parts
+from quarterdeck.chat.prompts.parts import Part, fill, merged, template_data
+from quarterdeck.chat.prompts.tool_text import documents_text, tools_text, with_directly_answer
+from quarterdeck.chat.prompts.turns import split_preamble, spoken_turns
 from quarterdeck.errors import ChatError
 
 if TYPE_CHECKING:

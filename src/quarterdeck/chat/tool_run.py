@@ -7,10 +7,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from quarterdeck.chat.arguments import violation
+from quarterdeck.chat.answers.visible import DIRECTLY_ANSWER
 from quarterdeck.chat.json_text import check_writable, shown
 from quarterdeck.chat.messages import Document, Tool, ToolCall
-from quarterdeck.chat.visible import DIRECTLY_ANSWER
+from quarterdeck.chat.tools.arguments import violation
 from quarterdeck.errors import ChatError
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from quarterdeck.chat import functions, schema
 from quarterdeck.chat.json_text import check_writable, compact, kind, parse_json, parse_object, shown
+from quarterdeck.chat.tools import functions, schema
 from quarterdeck.errors import ChatError
 
 _CALL_KEYS = frozenset("id type index function name arguments parameters".split())

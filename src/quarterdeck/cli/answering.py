@@ -9,9 +9,9 @@ from typing import Any, Self
 import torch
 
 from quarterdeck.auto import AutoModelForCausalLM, AutoTokenizer
-from quarterdeck.chat.grammar import Grammar
-from quarterdeck.chat.grammar_matcher import GrammarCompiler, Matcher
-from quarterdeck.chat.sampling import SamplingParams
+from quarterdeck.chat.answers.sampling import SamplingParams
+from quarterdeck.chat.grammars.grammar import Grammar
+from quarterdeck.chat.grammars.matcher import GrammarCompiler, Matcher
 from quarterdeck.chat.template import Prompt
 from quarterdeck.cli.arguments import DEFAULT_TOP_P
 from quarterdeck.errors import InputError

@@ -65,7 +65,7 @@ def execute(arguments: argparse.Namespace) -> int:
             raise UsageError(f"--{name.replace('_', '-')} needs a temperature over 0: without it nothing is drawn")
     options = options_of(arguments)
     if arguments.tools is not None:
-        from quarterdeck.chat.conversation import read_tools
+        from quarterdeck.chat.prompts.conversation import read_tools
 
         options["tools"] = read_tools(load_functions(arguments.tools))
     if arguments.documents == "-":

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from quarterdeck.chat.agent import Agent, AgentResult
-from quarterdeck.chat.answering import AnswerStream, stream_answer
-from quarterdeck.chat.grammar import Grammar
+from quarterdeck.chat.answers.answering import AnswerStream, stream_answer
+from quarterdeck.chat.answers.response import ChatResponse
+from quarterdeck.chat.answers.sampling import SamplingParams
+from quarterdeck.chat.grammars.grammar import Grammar
 from quarterdeck.chat.messages import Document, Event, Message, MessageEnd, TextDelta, Tool
-from quarterdeck.chat.response import ChatResponse
-from quarterdeck.chat.sampling import SamplingParams
 from quarterdeck.chat.template import CitationMode, Prompt, render
 from quarterdeck.cli.answering import Answerer, check_text, drawing
 from quarterdeck.cli.shelf import Shelf

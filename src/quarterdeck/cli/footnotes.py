@@ -9,7 +9,8 @@
         "only live in Antarctica"
 
 Every source that an answer cites has a number of its own, in the order in which they come up. Below it stand the places
-of the source that the citations rest on, as `quarterdeck.chat.checking` finds them, and a warning where it finds none.
+of the source that the citations rest on, as `quarterdeck.chat.documents.checking` finds them, and a
+warning where it finds none.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from quarterdeck.chat.checking import check_citations
+from quarterdeck.chat.documents.checking import check_citations
 from quarterdeck.chat.json_text import compact
 from quarterdeck.chat.messages import (
     Citation,

@@ -11,7 +11,7 @@ from quarterdeck.cli.arguments import UsageError
 from quarterdeck.errors import InputError
 
 if TYPE_CHECKING:
-    from quarterdeck.chat.reading import Library
+    from quarterdeck.chat.documents.reading import Library
 
 DOCUMENTS_HELP = """\
 documents:
@@ -45,7 +45,7 @@ def check_grounding(arguments: argparse.Namespace) -> None:
 def read_library(name: str) -> Library:
     """The documents of a file, a folder or standard input; what was passed over is said on standard error."""
     # here, since it imports all of chat, which --help need not wait for
-    from quarterdeck.chat.reading import read_documents_from
+    from quarterdeck.chat.documents.reading import read_documents_from
 
     if name == "-" and sys.stdin.isatty():
         print("reading documents; end them with Ctrl-D on an empty line", file=sys.stderr)

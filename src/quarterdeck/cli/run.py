@@ -69,7 +69,7 @@ def execute(arguments: argparse.Namespace) -> int:
     prompt = _prompt(arguments.prompt)
     options = options_of(arguments)
     if arguments.tools is not None:
-        from quarterdeck.chat.reading import read_tools_from
+        from quarterdeck.chat.documents.reading import read_tools_from
 
         options["tools"] = read_tools_from(arguments.tools)
     from quarterdeck.cli.answering import Answerer  # here, since it imports torch, which --help need not wait for
@@ -98,7 +98,7 @@ def _continue(answerer: Answerer, prompt: str, as_json: bool) -> None:
 
 
 def _answer(answerer: Answerer, messages: list[dict[str, str]], options: dict[str, Any], as_json: bool) -> None:
-    from quarterdeck.chat.answering import answer, stream_answer
+    from quarterdeck.chat.answers.answering import answer, stream_answer
     from quarterdeck.cli.answering import check_text
     from quarterdeck.cli.footnotes import AnswerView
     from quarterdeck.cli.terminal import open_screen

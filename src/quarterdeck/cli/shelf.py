@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
+from quarterdeck.chat.documents.ranking import Ranking
 from quarterdeck.chat.messages import Document
-from quarterdeck.chat.ranking import Ranking
 from quarterdeck.chat.template import Prompt, render
 
 _MOST_CHARACTERS_PER_TOKEN = 16

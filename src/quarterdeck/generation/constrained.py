@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quarterdeck.chat.grammar_matcher import Matcher
+from quarterdeck.chat.grammars.matcher import Matcher
 from quarterdeck.errors import InputError
 from quarterdeck.generation.processors import LogitsProcessor
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from quarterdeck.cache import Cache, DynamicCache
-from quarterdeck.chat.answering import END_OF_TURN
-from quarterdeck.chat.grammar_matcher import Matcher
+from quarterdeck.chat.answers.answering import END_OF_TURN
+from quarterdeck.chat.answers.response import FinishReason, TokenLogprob
+from quarterdeck.chat.answers.sampling import SamplingParams
+from quarterdeck.chat.grammars.matcher import Matcher
 from quarterdeck.chat.messages import Usage
-from quarterdeck.chat.parts import control_tokens
-from quarterdeck.chat.response import FinishReason, TokenLogprob
-from quarterdeck.chat.sampling import SamplingParams
+from quarterdeck.chat.prompts.parts import control_tokens
 from quarterdeck.errors import ChatError
 from quarterdeck.generation.config import GenerationConfig
 from quarterdeck.generation.constrained import GrammarLogitsProcessor

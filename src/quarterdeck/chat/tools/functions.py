@@ -20,7 +20,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
-from quarterdeck.chat.python_types import literal, union
+from quarterdeck.chat.tools.python_types import literal, union
 from quarterdeck.errors import ChatError
 
 _SIMPLE = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null", list: "array"}

@@ -19,9 +19,9 @@ import re
 import secrets
 from collections.abc import Callable
 
-from quarterdeck.chat.citations import Report
-from quarterdeck.chat.json_pieces import JsonSplitter, Kind, Piece, unescaped
 from quarterdeck.chat.messages import Event, ToolCallDelta, ToolCallEnd, ToolCallStart
+from quarterdeck.chat.parsing.citations import Report
+from quarterdeck.chat.parsing.json_pieces import JsonSplitter, Kind, Piece, unescaped
 
 _ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 _CLOSER_OF = {"{": "}", "[": "]"}

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from quarterdeck.chat.parts import Part, control_tokens, merged
+from quarterdeck.chat.prompts.parts import Part, control_tokens, merged
 
 if TYPE_CHECKING:
     from quarterdeck.tokenizer import CohereTokenizerFast

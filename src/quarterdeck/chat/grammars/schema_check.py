@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from quarterdeck.chat.grammar_formats import FORMATS, has_format
+from quarterdeck.chat.grammars.formats import FORMATS, has_format
 from quarterdeck.chat.json_text import check_writable, shown
 from quarterdeck.errors import ChatError
 

@@ -3,7 +3,7 @@
     grammar = tool_calls_grammar(tools, tool_choice="required", format="multi_step")
     grammar.text        # start: ...      in the notation of `llguidance`
 
-A `Grammar` is only text. `quarterdeck.chat.grammar_matcher` makes of it, with a tokenizer, the set of tokens that may
+A `Grammar` is only text. `quarterdeck.chat.grammars.matcher` makes of it, with a tokenizer, the set of tokens that may
 come next. Control tokens are no text: none is ever in that set but the one that ends the turn.
 """
 
@@ -13,15 +13,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from quarterdeck.chat.grammar_rules import Literal as Fixed
-from quarterdeck.chat.grammar_rules import Ref, Repeat, Rules, Symbol, Terminal
-from quarterdeck.chat.grammar_schema import SchemaRules, after_colon, gap, json_text
-from quarterdeck.chat.grammar_text import WHITE_SPACE, Characters, tag, visible
+from quarterdeck.chat.grammars.rules import Literal as Fixed
+from quarterdeck.chat.grammars.rules import Ref, Repeat, Rules, Symbol, Terminal
+from quarterdeck.chat.grammars.schema import SchemaRules, after_colon, gap, json_text
+from quarterdeck.chat.grammars.schema_check import Schema
+from quarterdeck.chat.grammars.text import WHITE_SPACE, Characters, tag, visible
 from quarterdeck.chat.messages import Tool
-from quarterdeck.chat.parts import template_data
-from quarterdeck.chat.schema_check import Schema
-from quarterdeck.chat.sections import MARKERS, Section
-from quarterdeck.chat.tool_text import with_directly_answer
+from quarterdeck.chat.parsing.sections import MARKERS, Section
+from quarterdeck.chat.prompts.parts import template_data
+from quarterdeck.chat.prompts.tool_text import with_directly_answer
 from quarterdeck.errors import ChatError
 
 CallFormat = Literal["multi_step", "tool_use"]

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from quarterdeck.chat.grammars.schema_check import Schema, accepts, resolve, types_of
 from quarterdeck.chat.json_text import shown
-from quarterdeck.chat.schema_check import Schema, accepts, resolve, types_of
 from quarterdeck.errors import ChatError
 
 _WITH_SCHEMAS = frozenset({"items", "additionalProperties", "anyOf", "prefixItems"})

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from quarterdeck.chat.conversation import Results
 from quarterdeck.chat.messages import Message, Tool
-from quarterdeck.chat.parts import Part, fill, fill_text, template_data
-from quarterdeck.chat.tool_text import calls_text, documents_text, tools_text, with_directly_answer
-from quarterdeck.chat.turns import split_preamble, turn
+from quarterdeck.chat.prompts.conversation import Results
+from quarterdeck.chat.prompts.parts import Part, fill, fill_text, template_data
+from quarterdeck.chat.prompts.tool_text import calls_text, documents_text, tools_text, with_directly_answer
+from quarterdeck.chat.prompts.turns import split_preamble, turn
 
 
 def multi_step_parts(

@@ -16,17 +16,17 @@ import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
-from quarterdeck.chat.grammar import Grammar
+from quarterdeck.chat.answers.request import Request, read_request
+from quarterdeck.chat.answers.response import ChatResponse, FinishReason, TokenLogprob, added
+from quarterdeck.chat.answers.sampling import SamplingParams
+from quarterdeck.chat.answers.scrubbing import Scrubber
+from quarterdeck.chat.answers.visible import VisibleEvents
+from quarterdeck.chat.grammars.grammar import Grammar
 from quarterdeck.chat.json_text import kind
 from quarterdeck.chat.messages import Event, MessageEnd, Usage
 from quarterdeck.chat.parser import Collector, Parser
-from quarterdeck.chat.parts import control_tokens
-from quarterdeck.chat.request import Request, read_request
-from quarterdeck.chat.response import ChatResponse, FinishReason, TokenLogprob, added
-from quarterdeck.chat.sampling import SamplingParams
-from quarterdeck.chat.scrubbing import Scrubber
+from quarterdeck.chat.prompts.parts import control_tokens
 from quarterdeck.chat.template import Prompt
-from quarterdeck.chat.visible import VisibleEvents
 from quarterdeck.errors import ChatError
 
 END_OF_TURN = ("<|END_OF_TURN_TOKEN|>", "<EOS_TOKEN>")

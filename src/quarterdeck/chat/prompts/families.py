@@ -23,7 +23,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-from quarterdeck.chat.parts import template_data
+from quarterdeck.chat.prompts.parts import template_data
 from quarterdeck.errors import ChatError
 
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
@@ -76,7 +76,7 @@ def jinja_template(name: str) -> str:
 
 
 def _file(name: str) -> str:
-    path = resources.files("quarterdeck.chat").joinpath("templates", f"{name}.jinja")
+    path = resources.files("quarterdeck.chat.prompts").joinpath("templates", f"{name}.jinja")
     return path.read_text(encoding="utf-8").rstrip("\n")
 
 

@@ -34,7 +34,7 @@ def control_tokens() -> tuple[str, ...]:
 
 
 def _read(name: str) -> Any:
-    path = resources.files("quarterdeck.chat").joinpath("templates", f"{name}.json")
+    path = resources.files("quarterdeck.chat.prompts").joinpath("templates", f"{name}.json")
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quarterdeck.chat.schema_check import ANNOTATIONS, Schema, same
+from quarterdeck.chat.grammars.schema_check import ANNOTATIONS, Schema, same
 
 Plain = dict[str, Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quarterdeck.chat.messages import Message
-from quarterdeck.chat.parts import Part, fill, template_data
+from quarterdeck.chat.prompts.parts import Part, fill, template_data
 
 
 def split_preamble(messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:

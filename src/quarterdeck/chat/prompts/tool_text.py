@@ -8,8 +8,8 @@ from typing import Any
 
 from quarterdeck.chat.json_text import check_writable, parse_json
 from quarterdeck.chat.messages import Source, Tool, ToolCall
-from quarterdeck.chat.parts import fill_text, template_data
-from quarterdeck.chat.schema import arguments_of
+from quarterdeck.chat.prompts.parts import fill_text, template_data
+from quarterdeck.chat.tools.schema import arguments_of
 
 
 def with_directly_answer(tools: Sequence[Tool], *, first: bool) -> list[Tool]:

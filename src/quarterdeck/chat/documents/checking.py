@@ -2,7 +2,7 @@
 
 No model, no list of stop words, any language. It cannot tell a paraphrase from an invention, nor see a negation; it
 finds citations of the wrong document, invented names, and wrong numbers. With the words of a cited span and of its
-sources (`quarterdeck.chat.words`):
+sources (`quarterdeck.chat.documents.words`):
 
     overlap    weight of the span's words that occur in the best passage of a source / weight of all its words
     quotation  weight of the longest run of the span's words that stands in a source as it is / weight of all its words
@@ -26,9 +26,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
+from quarterdeck.chat.documents.words import Word, words_of
 from quarterdeck.chat.json_text import compact
 from quarterdeck.chat.messages import Citation, Source
-from quarterdeck.chat.words import Word, words_of
 from quarterdeck.errors import ChatError
 
 

@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from quarterdeck.chat.answers.scrubbing import Scrubber
+from quarterdeck.chat.answers.stops import StopGate
 from quarterdeck.chat.messages import (
     Citation,
     CitationEvent,
@@ -26,10 +28,8 @@ from quarterdeck.chat.messages import (
     ToolCallStart,
 )
 from quarterdeck.chat.parser import join_deltas
-from quarterdeck.chat.parts import control_tokens
-from quarterdeck.chat.scrubbing import Scrubber
-from quarterdeck.chat.stops import StopGate
-from quarterdeck.chat.trimming import Trimmer
+from quarterdeck.chat.parsing.trimming import Trimmer
+from quarterdeck.chat.prompts.parts import control_tokens
 
 DIRECTLY_ANSWER = "directly_answer"
 

@@ -19,11 +19,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from quarterdeck.chat.grammar_formats import FORMATS
-from quarterdeck.chat.grammar_numbers import limits, number_terminal
-from quarterdeck.chat.grammar_rules import Inline, Literal, Ref, Repeat, Rules, Symbol, Terminal, quoted
-from quarterdeck.chat.schema_check import Schema, accepts, check_schema, resolve
-from quarterdeck.chat.schema_merge import plain, together
+from quarterdeck.chat.grammars.formats import FORMATS
+from quarterdeck.chat.grammars.numbers import limits, number_terminal
+from quarterdeck.chat.grammars.rules import Inline, Literal, Ref, Repeat, Rules, Symbol, Terminal, quoted
+from quarterdeck.chat.grammars.schema_check import Schema, accepts, check_schema, resolve
+from quarterdeck.chat.grammars.schema_merge import plain, together
 from quarterdeck.errors import ChatError
 
 _CHARACTER = r'([^"\\\x00-\x1f]|\\(["\\bfnrt]|u00(0[0-7bef]|1[0-9a-f])))'

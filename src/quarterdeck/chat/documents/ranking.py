@@ -2,8 +2,9 @@
 
     Ranking(documents).order("Where do penguins live?")        # [3, 0, 1, 2]: numbers of the documents, best first
 
-Words are those of `quarterdeck.chat.words`, so any language and script will do; the weighting is Okapi BM25 (Robertson
-and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009): for each word of the question
+Words are those of `quarterdeck.chat.documents.words`, so any language and script will do; the weighting is Okapi
+BM25 (Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009): for each word of the
+question
 
     log(1 + (N - n + 0.5) / (n + 0.5)) * f (k + 1) / (f + k (1 - b + b L / A))
 
@@ -17,9 +18,9 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from quarterdeck.chat.documents.words import words_of
 from quarterdeck.chat.json_text import compact
 from quarterdeck.chat.messages import Document
-from quarterdeck.chat.words import words_of
 
 K = 1.2
 B = 0.75

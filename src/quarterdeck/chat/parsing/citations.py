@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from quarterdeck.chat.messages import Citation, CitationEvent, Event, Source, TextDelta
-from quarterdeck.chat.trimming import Trimmer
+from quarterdeck.chat.parsing.trimming import Trimmer
 
 Resolver = Callable[[tuple[int, ...]], tuple[Source, ...]]
 """From the numbers of documents to the documents, without those that do not exist."""

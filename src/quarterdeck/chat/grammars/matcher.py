@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from quarterdeck.chat.grammar import Grammar
-from quarterdeck.chat.parts import control_tokens
+from quarterdeck.chat.grammars.grammar import Grammar
+from quarterdeck.chat.prompts.parts import control_tokens
 from quarterdeck.errors import ChatError, InputError, MissingPackageError
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from quarterdeck.chat.json_text import check_writable, kind, shown
-from quarterdeck.chat.python_types import schema_of_text
-from quarterdeck.chat.type_texts import JSON_TYPES, VERBATIM, TypeTexts, nullable_text, union_text
+from quarterdeck.chat.tools.python_types import schema_of_text
+from quarterdeck.chat.tools.type_texts import JSON_TYPES, VERBATIM, TypeTexts, nullable_text, union_text
 from quarterdeck.errors import ChatError
 
 Schema = Mapping[str, Any]

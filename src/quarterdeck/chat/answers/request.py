@@ -7,13 +7,13 @@ from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
-from quarterdeck.chat.conversation import read_documents, read_messages, read_tools
-from quarterdeck.chat.grammar import Grammar, json_grammar, tool_calls_grammar
+from quarterdeck.chat.answers.sampling import SamplingParams
+from quarterdeck.chat.answers.visible import DIRECTLY_ANSWER
+from quarterdeck.chat.grammars.grammar import Grammar, json_grammar, tool_calls_grammar
 from quarterdeck.chat.json_text import kind, shown
 from quarterdeck.chat.messages import Document, Message, Tool
-from quarterdeck.chat.sampling import SamplingParams
+from quarterdeck.chat.prompts.conversation import read_documents, read_messages, read_tools
 from quarterdeck.chat.template import CitationMode, Format, Prompt, render
-from quarterdeck.chat.visible import DIRECTLY_ANSWER
 from quarterdeck.errors import ChatError
 
 

@@ -4,8 +4,9 @@
     read_documents_from("notes/")           # every such file in the folder, and in folders within it
     read_documents_from("-")                # standard input: JSON if it looks like it, else text
 
-    .txt .text .md .markdown    cut into passages (see `quarterdeck.chat.chunks`); each has a ``title``, the headings
-                                above it or the file's name, its ``text``, and the id ``{path}:{first}-{last line}``
+    .txt .text .md .markdown    cut into passages (see `quarterdeck.chat.documents.chunks`); each has a ``title``, the
+                                headings above it or the file's name, its ``text``, and the id
+                                ``{path}:{first}-{last line}``
     .json .jsonl .ndjson        a list, or one value per line; each is what `Document.of` takes
     .csv .tsv                   a document per row; its fields are called as the first row says, empty cells left out
 
@@ -26,10 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quarterdeck.chat.chunks import Chunk, chunks_of
-from quarterdeck.chat.conversation import read_tools
+from quarterdeck.chat.documents.chunks import Chunk, chunks_of
 from quarterdeck.chat.json_text import kind, parse_json, shown
 from quarterdeck.chat.messages import Document, Tool
+from quarterdeck.chat.prompts.conversation import read_tools
 from quarterdeck.errors import ChatError
 
 STANDARD_INPUT = "-"

@@ -1,0 +1,1 @@
+"""From the text of a model to an answer: requests, events, stop strings, responses."""

@@ -1,0 +1,1 @@
+"""From tools, schemas and documents to grammars that constrain decoding."""

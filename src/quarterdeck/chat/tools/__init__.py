@@ -1,0 +1,1 @@
+"""What a tool is: Python functions, JSON Schema, Cohere's parameter definitions, and the check of arguments."""
