@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chat_grammar_support import write
 from chat_scripts import Scripted, Stream, characters, check_agrees, collect, cut_at_random, streaming, without_ids
 from quarterdeck.chat import ChatResponse, Message, SamplingParams, TokenLogprob, Usage, answer, render, stream_answer
+from quarterdeck.chat.grammars.grammar import json_grammar
 from quarterdeck.chat.messages import Event, MessageEnd, TextDelta, ToolCallDelta, ToolCallStart
 from quarterdeck.chat.parser import join_deltas, parse
 from quarterdeck.chat.prompts.parts import control_tokens
@@ -685,3 +687,14 @@ def test_sampling_params_default_to_greedy_to_the_end() -> None:
 def test_sampling_params_that_cannot_be_right(values: dict[str, Any]) -> None:
     with pytest.raises(ChatError, match=next(iter(values))):
         SamplingParams(**values)
+
+
+@pytest.mark.parametrize("schema", [{"type": "object", "additionalProperties": True}, {"enum": ["<co: 0>", "<PAD>"]}])
+def test_random_texts_of_a_schema_come_through_unchanged(schema: dict[str, Any]) -> None:
+    """Whatever the grammar lets a model write is what `answer` returns, but for white space at its ends."""
+    grammar = json_grammar(schema)
+    texts = [text for seed in range(12) if (text := write(grammar, seed, most=1500)) is not None]
+    assert len(texts) > 5
+    for text in texts:
+        response = answer(Scripted(text), "Hi", response_format={"type": "json_object", "schema": schema})
+        assert response.text == text.strip()

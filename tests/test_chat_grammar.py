@@ -94,7 +94,7 @@ def test_json_of_random_schemas_is_valid_and_can_be_laid_out_as_the_prompt_does(
             value = json.loads(text)
             values.validate(value)
             assert accepts(grammar, text)
-            if "e" not in numbers_of(value):
+            if "e" not in numbers_of(value) and "<" not in pretty(value):
                 assert accepts(grammar, pretty(value))
                 assert accepts(grammar, json.dumps(value, ensure_ascii=False))
 
@@ -401,6 +401,7 @@ def test_what_the_template_writes_of_earlier_calls_is_in_the_language(parameters
         .removesuffix("<|END_OF_TURN_TOKEN|>")
     )
     assert written.endswith("\n```")
+    assume("<" not in written)  # which a grammar lets models write as an escape alone
     for options in ({"tool_choice": "required"}, {}):
         assert accepts(tool_calls_grammar(tools, **options), written)
 
@@ -461,7 +462,16 @@ def test_control_tokens_and_ids_without_a_token_never_come_next() -> None:
             matcher.consume(sorted(choices - {end} or {end})[seed * 7 % len(choices - {end} or {end})])
     assert compiler().vocab_size == len(tokenizer) + PADDED
     texts = {write(json_grammar(spelled), seed) for seed in range(30)}
-    assert texts == {json.dumps(value, ensure_ascii=False) for value in spelled["enum"]}
+    assert texts == {json.dumps(value, ensure_ascii=False).replace("<", "\\u003c") for value in spelled["enum"]}
+
+
+def test_patterns_leave_markup_out_and_keep_all_else() -> None:
+    """A pattern writes ``<`` as it is, but never a control token or a citation tag."""
+    grammar = json_grammar({"type": "string", "pattern": "^(<.{0,20}>|<<<PA<P|<c</co<cod)$", "maxLength": 24})
+    for text in ("<b>", "</code>", "<PADS>", "<<P>", "<co >", "<|END_OF_TURN_TOKEN>", "<<<PA<P", "<c</co<cod"):
+        assert accepts(grammar, f'"{text}"'), text
+    for text in ("<PAD>", "<<P<PAD>", "<co: 0>", "</co>", "<<EOS_TOKEN>x>", "<co:>", "<a</co: 1>"):
+        assert not accepts(grammar, f'"{text}"'), text
 
 
 def test_after_the_end_only_end_tokens_come() -> None:

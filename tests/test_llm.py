@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import quarterdeck.llm
+from chat_grammar_support import validator
 from chat_scripts import check_agrees, collect, without_ids
 from quarterdeck import LLM, Agent, ChatResponse, CohereConfig, CohereForCausalLM, CohereTokenizerFast, SamplingParams
 from quarterdeck.cache import DynamicCache
@@ -283,6 +285,32 @@ def test_forced_calls(llm: LLM, choice: str, multi_step: bool) -> None:
         assert call.name == "steer"
         assert isinstance(call.parameters["hard"], bool)
     assert response.finish_reason in ("TOOL_CALL", "MAX_TOKENS")
+
+
+SPELLED: list[Any] = [
+    {"const": "<co: 0>"},
+    {"const": ["<co: ", ">"]},
+    {"enum": ["x<PAD>y", "</co: 1>"]},
+    {"type": "object", "properties": {"<EOS_TOKEN>": {"type": "boolean"}}, "required": ["<EOS_TOKEN>"]},
+    {"type": "string", "pattern": "^<[a-zA-Z]{1,2}>$"},
+    {"const": {"<co>": "<BOS_<BOS_TOKEN>TOKEN>"}},
+]
+
+
+@pytest.mark.parametrize("schema", SPELLED, ids=str)
+def test_markup_that_a_schema_spells_arrives(llm: LLM, schema: dict[str, Any]) -> None:
+    """What cleans answers must find nothing to remove in JSON: neither in a text nor in arguments."""
+    params = SamplingParams(temperature=1.0, seed=1)
+    given = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    response = llm.chat("Ahoy", response_format=given, sampling_params=params)
+    assert response.finish_reason == "COMPLETE"
+    validator(schema).validate(json.loads(response.text))
+    assert not any(token in response.text for token in control_tokens())
+    tool = {"name": "steer", "parameters": {"type": "object", "properties": {"x": schema}, "required": ["x"]}}
+    forced = llm.chat("Ahoy", tools=[tool], tool_choice="steer", sampling_params=replace(params, max_tokens=1500))
+    for call in forced.tool_calls[: -1 if forced.finish_reason == "MAX_TOKENS" else None]:
+        validator(tool["parameters"]).validate(call.parameters)
+    assert forced.tool_calls
 
 
 # ── completions ───────────────────────────────────────────────────────────────────────────────────────────────────

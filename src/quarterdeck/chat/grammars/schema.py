@@ -7,7 +7,8 @@ every text means the same to everybody who reads it:
     closed          objects have no other properties unless ``additionalProperties`` is given; tuples no other items
                     unless ``items`` is given
     white space     at most one space after a colon, one space or a line break with indentation elsewhere
-    strings         characters as they are, escapes only where JSON needs them
+    strings         characters as they are, escapes only where JSON needs them, and for ``<``: what takes control tokens
+                    and citation tags out of an answer never finds one in JSON
     numbers         16 digits before and after the point, unless a bound needs more
     no type given   the type that the other keywords are about; with none of those, any value, 16 levels deep
 """
@@ -24,13 +25,17 @@ from quarterdeck.chat.grammars.numbers import limits, number_terminal
 from quarterdeck.chat.grammars.rules import Inline, Literal, Ref, Repeat, Rules, Symbol, Terminal, quoted
 from quarterdeck.chat.grammars.schema_check import Schema, accepts, check_schema, resolve
 from quarterdeck.chat.grammars.schema_merge import plain, together
+from quarterdeck.chat.grammars.text import without
+from quarterdeck.chat.prompts.parts import control_tokens
 from quarterdeck.errors import ChatError
 
-_CHARACTER = r'([^"\\\x00-\x1f]|\\(["\\bfnrt]|u00(0[0-7bef]|1[0-9a-f])))'
+_CHARACTER = r'([^"\\<\x00-\x1f]|\\(["\\bfnrt]|u00(0[0-7bef]|1[0-9a-f]|3c)))'
 """One character of a JSON string, in the one way in which it can be written here."""
 
 _STRING = f'"{_CHARACTER}*"'
 _LINE_BREAK = "/ |\\n {0,128}/"
+_TAGS = ("<co:", "<co>", "</co:", "</co>")
+
 _DEPTH = 16
 _MOST_CHARACTERS = 1_000_000
 _MOST_RULES = 20_000
@@ -55,7 +60,7 @@ def after_colon(rules: Rules) -> Ref:
 
 
 def json_text(value: Any, what: str) -> str:
-    """The JSON of a value in one line.
+    """The JSON of a value in one line, with ``<`` as an escape.
 
     Raises:
         ChatError: it has none that is Unicode text.
@@ -65,7 +70,7 @@ def json_text(value: Any, what: str) -> str:
         text.encode()
     except (TypeError, ValueError) as error:
         raise ChatError(f"{what} holds {value!r}, which has no JSON text: {error}") from error
-    return text
+    return text.replace("<", "\\u003c")
 
 
 class SchemaRules:
@@ -219,7 +224,9 @@ class SchemaRules:
         formats, patterns = schema.get("format", ()), schema.get("pattern", ())
         if not patterns and len(formats) <= 1 and (not formats or (least == 0 and most is None)):
             return [[Terminal(_string_terminal(least, most, formats))]]
-        texts = [*patterns, *(f"^(?:{FORMATS[name]})$" for name in formats)]
+        # strings with a pattern are as the pattern has them, but without markup
+        texts = [*patterns, *([f"^{without((*control_tokens(), *_TAGS))}$"] if patterns else [])]
+        texts += [f"^(?:{FORMATS[name]})$" for name in formats]
         leaf: dict[str, Any] = {"type": "string", "allOf": [{"pattern": text} for text in texts], "minLength": least}
         if most is not None:
             leaf["maxLength"] = min(most, _MOST_CHARACTERS)

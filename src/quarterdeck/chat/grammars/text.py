@@ -86,6 +86,25 @@ class Characters:
         return f"{self.one(without + ''.join(sorted(tree)))}{self.all()}", others
 
 
+def without(tokens: Iterable[str]) -> str:
+    """Any text in which none of the tokens occurs; each begins with ``<``, the only one it has."""
+    tree = _tree(token[1:] for token in tokens)
+    begun, failed = _begun(tree), _failed(tree)
+    return f"([^<]|<({begun}<)*({failed}))*(<({begun}<)*{begun})?"
+
+
+def _begun(tree: Tree) -> str:
+    """Any beginning of what a tree has, also an empty one; never the whole."""
+    inner = "|".join(f"{_escaped(first)}{_begun(rest)}" for first, rest in tree.items() if rest)
+    return f"({inner})?" if inner else ""
+
+
+def _failed(tree: Tree) -> str:
+    """A beginning of what a tree has, and the character that it does not go on with."""
+    here = f"[^<{''.join(map(_escaped, tree))}]"
+    return "|".join([here, *(f"{_escaped(first)}({_failed(rest)})" for first, rest in tree.items() if rest)])
+
+
 def _tree(markers: Iterable[str]) -> Tree:
     """What may follow each beginning of a marker; nothing follows a whole one."""
     tree: Tree = {}
