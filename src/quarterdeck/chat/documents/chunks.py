@@ -85,8 +85,8 @@ def _blocks(text: str, markdown: bool) -> Iterator[_Block]:
             yield _trimmed(text, start, end)
             start = None
         if heading:
-            end = line.start() + len(line[0].rstrip())
-            yield _Block(line.start(), end, len(heading[1]), (heading[2] or "").strip())
+            place = _trimmed(text, line.start(), line.end())
+            yield _Block(place.start, place.end, len(heading[1]), (heading[2] or "").strip())
         elif visible:
             start = line.start() if start is None else start
             end = line.end()
