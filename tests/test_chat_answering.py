@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,10 +14,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chat_grammar_support import write
+from chat_grammar_support import allowed, compiler, ids_of, write
 from chat_scripts import Scripted, Stream, characters, check_agrees, collect, cut_at_random, streaming, without_ids
-from quarterdeck.chat import ChatResponse, Message, SamplingParams, TokenLogprob, Usage, answer, render, stream_answer
-from quarterdeck.chat.grammars.grammar import json_grammar
+from chat_support import tiny_tokenizer
+from quarterdeck.chat import (
+    ChatResponse,
+    Message,
+    Prompt,
+    SamplingParams,
+    TokenLogprob,
+    Usage,
+    answer,
+    render,
+    stream_answer,
+)
+from quarterdeck.chat.grammars.grammar import Grammar, cited_answer_grammar, json_grammar
 from quarterdeck.chat.messages import Event, MessageEnd, TextDelta, ToolCallDelta, ToolCallStart
 from quarterdeck.chat.parser import join_deltas, parse
 from quarterdeck.chat.prompts.parts import control_tokens
@@ -698,3 +710,42 @@ def test_random_texts_of_a_schema_come_through_unchanged(schema: dict[str, Any])
     for text in texts:
         response = answer(Scripted(text), "Hi", response_format={"type": "json_object", "schema": schema})
         assert response.text == text.strip()
+
+
+class Citing:
+    """Writes at random whatever the grammar lets it, and tries again and again to cite documents 0 to 9."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def __call__(self, prompt: Prompt, *, grammar: Grammar | None = None, **_: Any) -> Iterator[str]:
+        assert grammar is not None
+        matcher = compiler().compile(grammar)
+        ids: list[int] = []
+        wanted: list[int] = []
+        while len(ids) < 500:
+            choices = allowed(matcher).tolist()
+            number = self._random.randrange(10)
+            if not wanted and self._random.random() < 0.3:
+                wanted = ids_of(
+                    self._random.choice((f"<co: {number}>", f"x</co: {number}>", "\nGrounded answer: ", "None"))
+                )
+            if wanted and wanted[0] not in choices:
+                wanted = []
+            ids.append(wanted.pop(0) if wanted else self._random.choice(choices))
+            matcher.consume(ids[-1])
+            if matcher.is_finished:
+                break
+        yield tiny_tokenizer().decode([one for one in ids if one not in compiler().end_token_ids])
+
+
+@pytest.mark.parametrize("mode", ["accurate", "fast", "off"])
+def test_strict_citations_name_documents_that_exist(mode: Any) -> None:
+    """Though the model keeps trying to cite others."""
+    cited = 0
+    for seed in range(25):
+        response = answer(Citing(seed), "Hi", documents=DOCUMENTS, citation_mode=mode, strict_citations=True)
+        cited += len(response.citations)
+        (raw,) = Citing(seed)(response.prompt, grammar=cited_answer_grammar([0, 1], mode))
+        assert {int(number) for number in re.findall(r"</?co: ?(\d+)", raw)} <= {0, 1}
+    assert (cited > 10) == (mode != "off")

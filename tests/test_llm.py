@@ -313,6 +313,23 @@ def test_markup_that_a_schema_spells_arrives(llm: LLM, schema: dict[str, Any]) -
     assert forced.tool_calls
 
 
+@pytest.mark.parametrize("mode", ["accurate", "fast", "off"])
+def test_strict_citations_of_random_weights(llm: LLM, mode: Any) -> None:
+    for seed in range(3):
+        params = SamplingParams(temperature=1.0, seed=seed, max_tokens=60)
+        options: dict[str, Any] = {"documents": DOCUMENTS, "citation_mode": mode, "sampling_params": params}
+        response = llm.chat("Ahoy", strict_citations=True, **options)
+        assert {source.index for one in response.citations for source in one.sources} <= {0, 1}
+
+
+def test_strict_citations_need_something_to_cite(llm: LLM) -> None:
+    for options in ({}, {"tools": TOOLS}):
+        with pytest.raises(ChatError, match="strict_citations needs documents"):
+            llm.chat("Ahoy", strict_citations=True, **options)
+    with pytest.raises(ChatError, match="strict_citations is True or False"):
+        llm.chat("Ahoy", documents=DOCUMENTS, strict_citations=1)
+
+
 # ── completions ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 

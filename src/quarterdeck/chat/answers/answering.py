@@ -104,7 +104,7 @@ def answer(generate: Generate, messages: Any, **options: Any) -> ChatResponse:
         messages: a list of what `Message.of` takes, or one string of a user.
         options: ``documents``, ``tools``, ``citation_mode``, ``multi_step``, ``now`` as in `render`; ``tool_choice``
             (None: the model decides; ``"none"``, ``"required"``, or a tool's name), ``strict_tools``,
-            ``response_format`` (see docs/chat.md), ``sampling_params``.
+            ``strict_citations``, ``response_format`` (see docs/chat.md), ``sampling_params``.
 
     Raises:
         TypeError: an unknown option.

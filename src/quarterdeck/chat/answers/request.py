@@ -9,7 +9,7 @@ from typing import Any
 
 from quarterdeck.chat.answers.sampling import SamplingParams
 from quarterdeck.chat.answers.visible import DIRECTLY_ANSWER
-from quarterdeck.chat.grammars.grammar import Grammar, json_grammar, tool_calls_grammar
+from quarterdeck.chat.grammars.grammar import Grammar, cited_answer_grammar, json_grammar, tool_calls_grammar
 from quarterdeck.chat.json_text import kind, shown
 from quarterdeck.chat.messages import Document, Message, Tool
 from quarterdeck.chat.prompts.conversation import read_documents, read_messages, read_tools
@@ -30,6 +30,7 @@ class Request:
         now: as in `render`.
         tool_choice: None, ``"none"``, ``"required"`` or the name of a tool.
         strict_tools: calls are decoded under a grammar, also where none is forced.
+        strict_citations: a grounded answer is decoded under a grammar: it cites only documents that exist.
         response_format: what the text is to be, as in OpenAI's API.
         sampling_params: how tokens are chosen; None is greedy.
     """
@@ -42,6 +43,7 @@ class Request:
     now: datetime | None = None
     tool_choice: str | None = None
     strict_tools: bool = False
+    strict_citations: bool = False
     response_format: Mapping[str, Any] | None = None
     sampling_params: SamplingParams | None = None
 
@@ -70,8 +72,12 @@ class Request:
         """What the model may write; None is anything.
 
         Raises:
-            ChatError: a schema cannot be enforced, or calls are forced where the format has none.
+            ChatError: a schema cannot be enforced, or calls are forced, or citations, where the format has none.
         """
+        if self.strict_citations:
+            if prompt.format != "rag" or self.tool_choice is not None:
+                raise ChatError("strict_citations needs documents, or results of tools and no tools to call")
+            return cited_answer_grammar([source.index for source in prompt.sources], self.citation_mode)
         if self.is_json and self.response_format is not None:
             return json_grammar(_schema(self.response_format))
         if not self.tools or (self.tool_choice is None and not self.strict_tools):
@@ -127,7 +133,7 @@ def read_request(messages: Any, options: Mapping[str, Any]) -> Request:
 
 
 def _check_flags(request: Request) -> None:
-    for name in ("multi_step", "strict_tools"):
+    for name in ("multi_step", "strict_tools", "strict_citations"):
         if not isinstance(getattr(request, name), bool):
             raise ChatError(f"{name} is True or False, not {shown(getattr(request, name))}")
     params = request.sampling_params
