@@ -314,3 +314,33 @@ def test_events_say_what_they_are() -> None:
     ]  # fmt: skip
     assert m.TextDelta("x") == m.TextDelta("x") != m.TextDelta("y")
     assert m.Usage(3, 4) == m.Usage(3, 4, 0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Message("user", 5),
+        lambda: Message("assistant", tool_plan=5),
+        lambda: Message("assistant", tool_calls=({"name": "f"},)),
+        lambda: Message("assistant", tool_calls="f"),
+        lambda: Message("tool", tool_call_id=5),
+        lambda: Message("tool", documents=("x",)),
+        lambda: Document("hello"),
+        lambda: Document({1: "a"}),
+        lambda: Document({"a": {1}}),
+        lambda: Document({"a": float("nan")}),
+        lambda: Document({"a": "b"}, id=5),
+        lambda: Document.of({"a": [float("inf")]}),
+        lambda: ToolCall(1, "f", "{}"),
+        lambda: ToolCall("1", "f", {}),
+        lambda: ToolCall.of({"name": "f", "parameters": {"x": float("-inf")}}),
+    ],
+)
+def test_values_are_checked_however_they_are_made(make: Any) -> None:
+    with pytest.raises(ChatError):
+        make()
+
+
+def test_a_call_without_an_id_goes_round() -> None:
+    message = Message("assistant", tool_calls=(ToolCall("", "f", "{}"),))
+    assert Message.of(message.to_dict()) == message

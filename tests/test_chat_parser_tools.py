@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chat_parser_reference import JSON, SPACES, WORDS, json_objects, json_values, spaced_json, texts
-from quarterdeck.chat.messages import ToolCallDelta, ToolCallEnd, ToolCallStart
+from quarterdeck.chat.messages import Message, ToolCallDelta, ToolCallEnd, ToolCallStart
 from quarterdeck.chat.parser import Parser, parse
 from quarterdeck.chat.parsing.json_pieces import JsonSplitter, unescaped
 
@@ -132,7 +132,7 @@ def test_what_was_mended_is_reported(action, problem) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.data(), st.lists(st.tuples(st.text(), json_objects), max_size=3), st.booleans())
+@given(st.data(), st.lists(st.tuples(st.text(min_size=1), json_objects), max_size=3), st.booleans())
 def test_any_list_of_calls_in_any_spacing(data, wanted, name_first) -> None:
     keys = ["tool_name", "parameters"] if name_first else ["parameters", "tool_name"]
     written = [{key: {"tool_name": name, "parameters": value}[key] for key in keys} for name, value in wanted]
@@ -193,3 +193,12 @@ def test_escapes_that_stand_for_nothing_stay_or_become_replacement_characters() 
 def test_deep_nesting_is_no_recursion(opener) -> None:
     parse("Action: " + opener * 5_000, "tool_use")
     parse("<co: 0>" * 5_000 + "x" + "</co>" * 5_000, "rag")
+
+
+def test_an_empty_name_is_no_name() -> None:
+    """What the model wrote becomes a message that is valid input."""
+    text = 'Action: [{"tool_name": "", "parameters": {"a": 1}}, {"tool_name": ""}, {"tool_name": "f"}]'
+    calls = parse(text, "multi_step").tool_calls
+    assert [call.name for call in calls] == ["f"]
+    message = Message("assistant", tool_calls=calls)
+    assert Message.of(message.to_dict()) == message

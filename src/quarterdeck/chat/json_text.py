@@ -40,18 +40,23 @@ def compact(value: Any) -> str:
     Raises:
         TypeError, ValueError, RecursionError: the value has no JSON text.
     """
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def check_writable(value: Any) -> str | None:
     """Why a value has no JSON text, or none that can be read again, or None if it has."""
-    if _is_deeper(value, _MAX_DEPTH):
+    if is_too_deep(value):
         return f"it is nested more than {_MAX_DEPTH} levels deep"
     try:
-        json.dumps(value)
+        json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
         return str(error)
     return None
+
+
+def is_too_deep(value: Any) -> bool:
+    """Whether lists and dictionaries are nested deeper than is read and written here."""
+    return _is_deeper(value, _MAX_DEPTH)
 
 
 def _is_deeper(value: Any, limit: int) -> bool:

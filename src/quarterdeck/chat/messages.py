@@ -89,8 +89,10 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in _ROLES.values():
             raise ChatError(f"a message has one of the roles system, user, assistant and tool, not {self.role!r}")
-        for name in ("tool_calls", "citations", "documents"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("content", "tool_plan", *(() if self.tool_call_id is None else ("tool_call_id",))):
+            _text(vars(self), name)
+        for name, parts in (("tool_calls", ToolCall), ("citations", Citation), ("documents", Document)):
+            object.__setattr__(self, name, _all_of(parts, name, getattr(self, name)))
         _check_owners(vars(self), self.role)
         if self.role == "tool" and self.content:
             object.__setattr__(self, "documents", (*self.documents, *_documents_of_text(self.content)))
@@ -161,6 +163,17 @@ def _items(fields: Mapping[str, Any], key: str) -> Sequence[Any]:
     if not isinstance(items, (list, tuple)):
         raise ChatError(f"{key} is a list, not {kind(items)}: {shown(items)}")
     return items
+
+
+def _all_of(kind_of: type, name: str, given: Any) -> tuple[Any, ...]:
+    """The values, which are all of one kind."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ChatError(f"{name} of a message is a tuple, not {kind(given)}: {shown(given)}")
+    values = tuple(given)
+    for value in values:
+        if not isinstance(value, kind_of):
+            raise ChatError(f"{name} of a message holds {kind_of.__name__}s, not {kind(value)}: see Message.of")
+    return values
 
 
 def _text(fields: Mapping[str, Any], key: str) -> str:

@@ -23,6 +23,13 @@ class Document:
     data: dict[str, Any]
     id: str | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, dict):
+            raise ChatError(f"the data of a document is a dictionary, not {kind(self.data)}: see Document.of")
+        if self.id is not None and not isinstance(self.id, str):
+            raise ChatError(f"the id of a document is a string, not {kind(self.id)}: {shown(self.id)}")
+        _check_fields(self.data)
+
     @classmethod
     def of(cls, given: Any) -> Document:
         """A document of a `Document`, a string, ``{"data", "id"?}``, or a flat dictionary of fields.
@@ -42,7 +49,6 @@ class Document:
             raise ChatError(f"the id of a document is a string, not {kind(name)}: {shown(given)}")
         if set(fields) == {"data"} and isinstance(fields["data"], (str, Mapping)):
             fields = _fields_of_data(fields["data"])
-        _check_fields(fields)
         return cls(fields, None if name is None else str(name))
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,6 +118,11 @@ class ToolCall:
     name: str
     arguments: str
 
+    def __post_init__(self) -> None:
+        for name in ("id", "name", "arguments"):
+            if not isinstance(getattr(self, name), str):
+                raise ChatError(f"the {name} of a tool call is a string, not {shown(getattr(self, name))}")
+
     @property
     def parameters(self) -> dict[str, Any]:
         """The arguments by name.
@@ -150,7 +161,7 @@ class ToolCall:
         name_of_call = given.get("id")
         if name_of_call is not None and not isinstance(name_of_call, str):
             raise ChatError(f"the id of a call of {name} is a string, not {kind(name_of_call)}")
-        return cls(name_of_call or _id_of(name, text), name, text)
+        return cls(_id_of(name, text) if name_of_call is None else name_of_call, name, text)
 
     def to_dict(self) -> dict[str, Any]:
         """``{"id", "type": "function", "function": {"name", "arguments"}}``."""

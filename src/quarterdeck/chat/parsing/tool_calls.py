@@ -89,7 +89,8 @@ class CompactObject:
 class CallReader:
     """Reads one call: the pieces of a JSON object, after its opening brace.
 
-    The first `tool_name` that is a string and the first `parameters` that are an object count; other keys do not.
+    The first `tool_name` that is a string, and not empty, and the first `parameters` that are an object count; other
+    keys do not.
 
     Args:
         index: the number that the call will have.
@@ -168,8 +169,10 @@ class CallReader:
             self._inside.append(piece.text)
             return []
         self._state = self._between
-        self.started = True
         name = unescaped("".join(self._inside))
+        self.started = name != ""
+        if not self.started:
+            return []
         return [ToolCallStart(self._index, new_call_id(name), name), *self._delta("".join(self._early))]
 
     def _in_arguments(self, piece: Piece) -> list[Event]:

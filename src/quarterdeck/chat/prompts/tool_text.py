@@ -46,7 +46,7 @@ def _tool_text(tool: Tool) -> str:
 def calls_text(calls: Iterable[ToolCall]) -> str:
     """Calls as the JSON list in which models write them."""
     listed = [{"tool_name": call.name, "parameters": _parameters(call)} for call in calls]
-    return json.dumps(listed, indent=4, ensure_ascii=False)
+    return json.dumps(listed, indent=4, ensure_ascii=False, allow_nan=False)
 
 
 def _parameters(call: ToolCall) -> Any:
@@ -81,4 +81,4 @@ def _title(key: str) -> str:
 
 
 def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
