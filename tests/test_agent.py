@@ -15,7 +15,7 @@ from quarterdeck.chat.agent import Agent, AgentResult, Step
 from quarterdeck.chat.messages import MessageEnd, ToolCallStart
 from quarterdeck.chat.tool_run import documents_of
 from quarterdeck.chat.tools.arguments import violation
-from quarterdeck.errors import ChatError
+from quarterdeck.errors import ChatError, ContextLengthError
 
 
 def search(query: str, count: int | None = None) -> list[dict[str, Any]]:
@@ -184,7 +184,7 @@ def test_errors_that_cannot_be_shown_as_they_are() -> None:
             [{"when": "2024-03-30", "n": {"d": "2024-03-30"}}],
         ),
         ({1: "\ud800"}, [{"1": "?"}]),
-        ({"id": "x", "text": "y"}, [{"id": "x", "text": "y"}]),
+        ({"id": "x", "text": "y"}, [{"text": "y"}]),
     ],
 )
 def test_what_tools_return_becomes_documents(value: Any, documents: list[dict[str, Any]]) -> None:
@@ -418,3 +418,99 @@ def test_prompts_of_steps_are_prompts() -> None:
 
     Agent(Scripted(reply), [search]).run("Hi")
     assert seen[0].format == "multi_step"
+
+
+# ── what tools do to an agent ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def acts(name: str) -> str:
+    return f'Plan: go\nAction: ```json\n[{{"tool_name": "{name}", "parameters": {{}}}}]\n```'
+
+
+def test_an_error_that_cannot_say_what_it_is_is_a_result() -> None:
+    def fails() -> str:
+        raise Mute
+
+    result = Agent(Scripted(acts("fails"), "Grounded answer: Done."), [fails], strict_tools=False).run("Go")
+    assert result.steps[0].results == ((Document({"error": "Mute"}),),)
+    assert result.text == "Done."
+
+
+def test_no_number_that_is_not_json_gets_anywhere(tmp_path: Path) -> None:
+    def odd() -> dict[str, Any]:
+        return {"a": float("nan"), "b": {"c": [1, float("inf")]}}
+
+    result = Agent(Scripted(acts("odd"), "Grounded answer: Done."), [odd], strict_tools=False).run("Go")
+    assert result.steps[0].results == ((Document({"a": "nan", "b": {"c": "[1, inf]"}}),),)
+    result.save(tmp_path / "trace.json")
+    json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+
+
+def test_generators_are_refused() -> None:
+    def numbers() -> Any:
+        yield 1
+
+    async def later() -> Any:
+        yield 1
+
+    for function in (numbers, later):
+        with pytest.raises(ChatError, match="yields: wrap it"):
+            Agent(Scripted(), [function])
+
+
+def test_the_id_of_a_result_is_its_sources_and_is_not_shown() -> None:
+    def find() -> list[dict[str, Any]]:
+        return [{"id": "m1n3", "text": "Ahoy"}, {"id": 7, "text": "x"}, {"id": None, "text": "y"}, {"id": [1]}]
+
+    model = Scripted(acts("find"), "Grounded answer: <co: 0,1,2>Ahoy</co: 0,1,2>.")
+    result = Agent(model, [find], strict_tools=False).run("Go")
+    assert [document.id for document in result.steps[0].results[0]] == ["m1n3", "7", None, None]
+    assert [source.id for source in result.citations[0].sources][:2] == ["m1n3", "7"]
+    assert "m1n3" not in model.asked[-1].prompt.text
+
+
+@pytest.mark.parametrize(
+    "options", [{"system": 5}, {"citation_mode": "x"}, {"sampling_params": {"seed": 1}}, {"strict_tools": "no"}]
+)
+def test_agents_refuse_what_cannot_be_right(options: dict[str, Any]) -> None:
+    with pytest.raises(ChatError):
+        Agent(Scripted(), [search], **options)
+
+
+@pytest.mark.parametrize("most", [4000, 100])
+def test_results_that_do_not_fit_the_context_make_room(most: int) -> None:
+    """The longest is replaced first; if nothing is left to replace, the model's own refusal comes through."""
+
+    def short() -> str:
+        return "s" * 300
+
+    def long() -> str:
+        return "l" * 9000
+
+    calls = '[{"tool_name": "short", "parameters": {}}, {"tool_name": "long", "parameters": {}}]'
+    scripted = Scripted(f"Plan: go\nAction: ```json\n{calls}\n```", "Grounded answer: Done.")
+
+    def model(prompt: Prompt, **options: Any) -> Any:
+        results = prompt.text.partition("<results>")[2]
+        if len(results) > most:
+            raise ContextLengthError("the context has 4,000")
+        return scripted(prompt, **options)
+
+    agent = Agent(model, [short, long], strict_tools=False)
+    if most == 100:
+        with pytest.raises(ContextLengthError):
+            agent.run("Go")
+        return
+    result = agent.run("Go")
+    (kept,), (note,) = result.steps[0].results
+    assert kept == Document({"output": "s" * 300})
+    assert set(note.data) == {"error"}
+    assert "9,013 characters" in note.data["error"]
+    assert "the context has 4,000" in note.data["error"]
+    assert result.messages[-2].documents == (note,)
+    assert result.text == "Done."

@@ -48,6 +48,10 @@ class ChatError(QuarterdeckError, ValueError):
     """A message, document, tool or request for an answer cannot be right; the message names the item."""
 
 
+class ContextLengthError(ChatError):
+    """A prompt does not fit into the context of the model."""
+
+
 class CheckpointError(QuarterdeckError, OSError):
     """Something is wrong with the files of a model."""
 

@@ -17,18 +17,18 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from quarterdeck.chat.answers.answering import AnswerStream, Generate, stream_answer
 from quarterdeck.chat.answers.response import ChatResponse, FinishReason, added
 from quarterdeck.chat.answers.sampling import SamplingParams
 from quarterdeck.chat.grammars.grammar import tool_calls_grammar
-from quarterdeck.chat.json_text import kind, shown
+from quarterdeck.chat.json_text import compact, kind, shown
 from quarterdeck.chat.messages import Citation, Document, Event, Message, MessageEnd, ToolCall, Usage
 from quarterdeck.chat.prompts.conversation import read_messages, read_tools
 from quarterdeck.chat.template import CitationMode
 from quarterdeck.chat.tool_run import ToolBox
-from quarterdeck.errors import ChatError
+from quarterdeck.errors import ChatError, ContextLengthError
 
 AgentFinishReason = Literal["COMPLETE", "MAX_STEPS", "MAX_TOKENS", "ERROR"]
 
@@ -119,7 +119,9 @@ class AgentResult:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `to_dict` to a file as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        Path(path).write_text(
+            json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 class Agent:
@@ -157,6 +159,12 @@ class Agent:
         self._tools = ToolBox(read_tools(tools))
         if strict_tools:
             tool_calls_grammar(self._tools)  # refuses what it cannot enforce, now rather than in a run
+        if citation_mode not in get_args(CitationMode):
+            raise ChatError(f"citation_mode is one of {', '.join(get_args(CitationMode))}, not {shown(citation_mode)}")
+        if not isinstance(strict_tools, bool):
+            raise ChatError(f"strict_tools is True or False, not {shown(strict_tools)}")
+        if sampling_params is not None and not isinstance(sampling_params, SamplingParams):
+            raise ChatError(f"sampling_params is a SamplingParams, not {kind(sampling_params)}")
         self._max_steps = max_steps
         self._system = None if system is None else Message("system", system)
         self._citation_mode = citation_mode
@@ -166,7 +174,10 @@ class Agent:
     def run(self, question_or_messages: Any) -> AgentResult:
         """The answer to a question, or to a conversation.
 
+        Results of tools that do not fit the model's context are replaced by an ``error`` that says so.
+
         Raises:
+            ContextLengthError: the conversation does not fit the context even so.
             ChatError: the conversation cannot be right.
         """
         for event in self.stream(question_or_messages):
@@ -185,14 +196,23 @@ class Agent:
         run = _Run(given)
         while len(run.steps) < self._max_steps:
             options = {"tools": list(self._tools), "strict_tools": self._strict_tools}
-            response = yield from self._answer(run.messages, options)
+            response = yield from self._fitting(run, options)
             if response.finish_reason != "TOOL_CALL":
                 yield MessageEnd(run.result(response, _reason(response.finish_reason)))
                 return
             results = tuple(self._tools.run(call) for call in response.tool_calls)
             run.add(response, results)
-        response = yield from self._answer(run.messages, {})
+        response = yield from self._fitting(run, {})
         yield MessageEnd(run.result(response, "MAX_STEPS"))
+
+    def _fitting(self, run: _Run, options: dict[str, Any]) -> Generator[Event, None, ChatResponse]:
+        """The next answer. While the latest results do not fit the context, the longest of them makes room."""
+        while True:
+            try:
+                return (yield from self._answer(run.messages, options))
+            except ContextLengthError as error:
+                if not run.shorten(str(error)):
+                    raise
 
     def _answer(self, messages: list[Message], options: dict[str, Any]) -> Generator[Event, None, ChatResponse]:
         options = {**options, "citation_mode": self._citation_mode, "sampling_params": self._sampling_params}
@@ -221,6 +241,7 @@ class _Run:
     def __init__(self, given: tuple[Message, ...]) -> None:
         self.messages = list(given)
         self.steps: list[Step] = []
+        self._shortened: set[int] = set()
         self._usage = Usage(0, 0)
 
     def add(self, response: ChatResponse, results: tuple[tuple[Document, ...], ...]) -> None:
@@ -232,6 +253,25 @@ class _Run:
         ]
         self.steps.append(Step(response.tool_plan, response.tool_calls, results))
         self._usage = added(self._usage, response.usage)
+
+    def shorten(self, reason: str) -> bool:
+        """Puts a note in the place of the longest results of the last round; false if that saves nothing."""
+        if not self.steps:
+            return False
+        last, begin = self.steps[-1], len(self.messages) - len(self.steps[-1].calls)
+        lengths = [
+            0 if begin + place in self._shortened else sum(len(compact(one.data)) for one in documents)
+            for place, documents in enumerate(last.results)
+        ]
+        place = max(range(len(lengths)), key=lengths.__getitem__)
+        note = Document({"error": f"the result has {lengths[place]:,} characters, which is too long: {reason}"})
+        if lengths[place] <= len(compact(note.data)):
+            return False
+        results = (*last.results[:place], (note,), *last.results[place + 1 :])
+        self.steps[-1] = replace(last, results=results)
+        self._shortened.add(begin + place)
+        self.messages[begin + place] = replace(self.messages[begin + place], documents=(note,))
+        return True
 
     def result(self, response: ChatResponse, reason: AgentFinishReason) -> AgentResult:
         """The end. Calls that were cut short are left out of the last message: nothing answers them."""

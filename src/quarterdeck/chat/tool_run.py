@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from quarterdeck.chat.answers.visible import DIRECTLY_ANSWER
-from quarterdeck.chat.json_text import check_writable, shown
+from quarterdeck.chat.json_text import check_writable, is_too_deep, shown
 from quarterdeck.chat.messages import Document, Tool, ToolCall
 from quarterdeck.chat.tools.arguments import violation
 from quarterdeck.errors import ChatError
@@ -18,7 +18,7 @@ class ToolBox:
     """Tools that can be run.
 
     Raises:
-        ChatError: there is none, one has no function or an ``async`` one, or is called `directly_answer`.
+        ChatError: there is none, one has no function, an ``async`` one or a generator, or is called `directly_answer`.
     """
 
     def __init__(self, tools: Iterable[Tool]) -> None:
@@ -30,6 +30,8 @@ class ToolBox:
                 raise ChatError(f"the tool {tool.name} has no function to run: give a Python function, or set it")
             if inspect.iscoroutinefunction(tool.function):
                 raise ChatError(f"the function of the tool {tool.name} is async: wrap it in one that waits for it")
+            if inspect.isgeneratorfunction(tool.function) or inspect.isasyncgenfunction(tool.function):
+                raise ChatError(f"the function of the tool {tool.name} yields: wrap it in one that returns a list")
             if tool.name == DIRECTLY_ANSWER:
                 raise ChatError(f"{DIRECTLY_ANSWER} is what a model calls to use no tool: rename the tool")
 
@@ -45,7 +47,7 @@ class ToolBox:
         try:
             return documents_of(self._call(call))
         except Exception as error:  # noqa: BLE001  # a tool may raise anything, and the model is to see it
-            return (Document(_plain({"error": f"{type(error).__name__}: {error}"})),)
+            return (Document(_plain({"error": _said(error)})),)
 
     def _call(self, call: ToolCall) -> Any:
         tool = self._tools.get(call.name)
@@ -56,6 +58,14 @@ class ToolBox:
         if wrong is not None:
             raise ValueError(f"the arguments of {call.name} do not fit: {wrong}")
         return tool.function(**_with_nulls(tool, parameters))
+
+
+def _said(error: Exception) -> str:
+    """The class and the message of an error; the class alone if it cannot say more."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001  # its __str__ may raise anything, too
+        return type(error).__name__
 
 
 def _with_nulls(tool: Tool, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -76,17 +86,27 @@ def _with_nulls(tool: Tool, parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def documents_of(value: Any) -> tuple[Document, ...]:
-    """What a tool returned as documents: a dictionary is one, a list of dictionaries one each, all else its text."""
+    """What a tool returned as documents: a dictionary is one, a list of dictionaries one each, all else its text.
+
+    As with `Document.of`, an ``id`` in a dictionary becomes the document's, and is not shown to the model.
+    """
     items = value if isinstance(value, (list, tuple)) else [value]
     if items and all(isinstance(item, Mapping) for item in items):
-        return tuple(Document(_plain(item)) for item in items)
+        return tuple(_document(_plain(item)) for item in items)
     return (Document(_plain({"output": str(value)})),)
+
+
+def _document(fields: dict[str, Any]) -> Document:
+    name = fields.get("id")
+    if not isinstance(name, (str, int)) or isinstance(name, bool) or name == "":
+        return Document(fields)
+    return Document({key: value for key, value in fields.items() if key != "id"}, str(name))
 
 
 def _plain(fields: Mapping[Any, Any]) -> dict[str, Any]:
     """The fields with nothing that a prompt cannot show: values without JSON text become their own text."""
     plain = {str(key): _writable(value) for key, value in fields.items()}
-    text = json.dumps(plain, ensure_ascii=False)
+    text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
     loaded: dict[str, Any] = json.loads(text.encode("utf-8", "replace"))  # halves of surrogate pairs become ?
     return loaded
 
@@ -94,9 +114,8 @@ def _plain(fields: Mapping[Any, Any]) -> dict[str, Any]:
 def _writable(value: Any) -> Any:
     if check_writable(value) is None:
         return value
+    if is_too_deep(value):
+        return shown(value)
     if isinstance(value, Mapping):
-        try:
-            return {str(key): _writable(inner) for key, inner in value.items()}
-        except RecursionError:
-            return shown(value)
+        return {str(key): _writable(inner) for key, inner in value.items()}
     return str(value)

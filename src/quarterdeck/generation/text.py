@@ -17,7 +17,7 @@ from quarterdeck.chat.answers.sampling import SamplingParams
 from quarterdeck.chat.grammars.matcher import Matcher
 from quarterdeck.chat.messages import Usage
 from quarterdeck.chat.prompts.parts import control_tokens
-from quarterdeck.errors import ChatError
+from quarterdeck.errors import ContextLengthError
 from quarterdeck.generation.config import GenerationConfig
 from quarterdeck.generation.constrained import GrammarLogitsProcessor
 from quarterdeck.generation.core import Step
@@ -239,11 +239,11 @@ def room_after(prompt: Sequence[int], context_length: int) -> int:
     """How many tokens fit behind a prompt.
 
     Raises:
-        ChatError: not one does.
+        ContextLengthError: not one does.
     """
     room = context_length - len(prompt)
     if room < 1:
-        raise ChatError(
+        raise ContextLengthError(
             f"too many tokens: the prompt has {len(prompt):,}, and the context of this model is {context_length:,}, "
             "answer included; shorten the messages or the documents"
         )
