@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -749,3 +750,35 @@ def test_strict_citations_name_documents_that_exist(mode: Any) -> None:
         (raw,) = Citing(seed)(response.prompt, grammar=cited_answer_grammar([0, 1], mode))
         assert {int(number) for number in re.findall(r"</?co: ?(\d+)", raw)} <= {0, 1}
     assert (cited > 10) == (mode != "off")
+
+
+def test_another_thread_may_close_a_stream_that_is_running() -> None:
+    """The reader comes to its end at the next piece of text, and the source is closed by whoever runs it."""
+    waiting, go, freed = threading.Event(), threading.Event(), threading.Event()
+    given: list[int] = []
+
+    def generate(prompt: Prompt, **options: Any) -> Iterator[str]:
+        try:
+            for number in range(1000):
+                given.append(number)
+                yield "word "
+                if number == 3:
+                    waiting.set()
+                    assert go.wait(20)
+        finally:
+            freed.set()
+
+    stream = stream_answer(generate, "Hi")
+    events: list[Event] = []
+    reader = threading.Thread(target=lambda: events.extend(stream))
+    reader.start()
+    assert waiting.wait(20)
+    stream.close()
+    stream.close()
+    go.set()
+    reader.join(20)
+    assert not reader.is_alive()
+    assert freed.is_set()
+    assert len(given) < 7
+    assert not any(isinstance(event, MessageEnd) for event in events)
+    assert list(stream) == []

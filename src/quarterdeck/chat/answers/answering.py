@@ -12,6 +12,7 @@ done; `answer` takes the end of the stream.
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -75,18 +76,26 @@ class TextStream(Protocol):
 
 
 class AnswerStream(Iterator[Event]):
-    """The events of an answer, to be iterated over; `close` ends the generation."""
+    """The events of an answer, to be iterated over; `close` ends the generation.
 
-    def __init__(self, events: Iterator[Event], close: Callable[[], None]) -> None:
+    One thread reads it. Any may close it, also while another waits for the next event.
+    """
+
+    def __init__(self, events: Generator[Event], close: Callable[[], None], closed: threading.Event) -> None:
         self._events = events
         self._close = close
+        self._closed = closed
 
     def __next__(self) -> Event:
         """The next event."""
+        if self._closed.is_set():
+            raise StopIteration
         return next(self._events)
 
     def close(self) -> None:
-        """Stop generating and free what it took; no more events."""
+        """Stop generating and free what it took; no more events. What is running stops at its next piece of text."""
+        self._closed.set()
+        _close(self._events)
         self._close()
 
     def __enter__(self) -> AnswerStream:
@@ -94,6 +103,18 @@ class AnswerStream(Iterator[Event]):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _close(one: Any) -> None:
+    """Closes what can be closed; what runs in another thread right now is left to that thread."""
+    close = getattr(one, "close", None)
+    if not callable(close):
+        return
+    try:
+        close()
+    except ValueError as error:
+        if "already executing" not in str(error):  # as Python says of generators
+            raise
 
 
 def answer(generate: Generate, messages: Any, **options: Any) -> ChatResponse:
@@ -121,20 +142,16 @@ def stream_answer(generate: Generate, messages: Any, **options: Any) -> AnswerSt
 
     For the arguments and errors see `answer`; refusals come from this call, not from the iteration.
     """
-    conduct = _Conduct(generate, read_request(messages, options))
-    events = conduct.events()
-
-    def close() -> None:
-        events.close()
-        conduct.turn.close()
-
-    return AnswerStream(events, close)
+    closed = threading.Event()
+    conduct = _Conduct(generate, read_request(messages, options), closed)
+    return AnswerStream(conduct.events(), conduct.close, closed)
 
 
 class _Turn:
     """One generation."""
 
-    def __init__(self, generate: Generate, request: Request) -> None:
+    def __init__(self, generate: Generate, request: Request, closed: threading.Event) -> None:
+        self._closed = closed
         self.prompt = request.prompt()
         grammar = request.grammar(self.prompt)
         self._parser = Parser(request.parsed_as(self.prompt), self.prompt.sources, request.citation_mode)
@@ -150,6 +167,8 @@ class _Turn:
     def events(self) -> Iterator[Event]:
         try:
             for chunk in self._chunks:
+                if self._closed.is_set():
+                    return
                 if not isinstance(chunk, str):
                     raise ChatError(f"generate yields strings, not {kind(chunk)}")
                 yield from self.visible.feed(self._parser.feed(self._ender.feed(chunk)))
@@ -175,9 +194,7 @@ class _Turn:
     def close(self) -> None:
         """Ends the generation, if it is not over."""
         for one in (self._chunks, self._stream):
-            close = getattr(one, "close", None)
-            if callable(close):
-                close()
+            _close(one)
 
     @property
     def usage(self) -> Usage:
@@ -205,18 +222,25 @@ class _Turn:
 class _Conduct:
     """From a request to the events of its answer."""
 
-    def __init__(self, generate: Generate, request: Request) -> None:
+    def __init__(self, generate: Generate, request: Request, closed: threading.Event) -> None:
+        self._closed = closed
         self._generate = generate
         self._request = request
         self._usage = Usage(0, 0)
         self._finish_reason: FinishReason = "COMPLETE"
-        self.turn = _Turn(generate, request)
+        self.turn = _Turn(generate, request, closed)
+
+    def close(self) -> None:
+        """Ends the generation that is going on."""
+        self.turn.close()
 
     def events(self) -> Generator[Event]:
         collected = Collector()
         for event in self._deltas():
             collected.add(event)
             yield event
+        if self._closed.is_set():
+            return
         parsed = collected.parsed
         turn = self.turn
         response = ChatResponse(
@@ -238,13 +262,13 @@ class _Conduct:
         self._usage = self.turn.usage
         self._finish_reason = self.turn.finish_reason
         visible = self.turn.visible
-        if not visible.answers_directly or visible.calls or self._finish_reason == "ERROR":
+        if self._closed.is_set() or not visible.answers_directly or visible.calls or self._finish_reason == "ERROR":
             return
         second = self._request.without_tools().limited(self._usage.output_tokens)
         if second is None:
             self._finish_reason = "MAX_TOKENS"
             return
-        self.turn = _Turn(self._generate, second)
+        self.turn = _Turn(self._generate, second, self._closed)
         yield from self.turn.events()
         self._usage = added(self._usage, self.turn.usage)
         self._finish_reason = self.turn.finish_reason
