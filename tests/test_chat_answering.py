@@ -29,6 +29,7 @@ from quarterdeck.chat import (
     render,
     stream_answer,
 )
+from quarterdeck.chat.answers.scrubbing import Scrubber
 from quarterdeck.chat.grammars.grammar import Grammar, cited_answer_grammar, json_grammar
 from quarterdeck.chat.messages import Event, MessageEnd, TextDelta, ToolCallDelta, ToolCallStart
 from quarterdeck.chat.parser import join_deltas, parse
@@ -782,3 +783,50 @@ def test_another_thread_may_close_a_stream_that_is_running() -> None:
     assert len(given) < 7
     assert not any(isinstance(event, MessageEnd) for event in events)
     assert list(stream) == []
+
+
+def test_problems_of_a_model_s_text_are_in_the_response() -> None:
+    text = 'Action: ```json\n[{"tool_name": "search", "parameters": {"query": tru}}]\n```'
+    response = answer(Scripted(text), "Hi", tools=TOOLS)
+    assert len(response.problems) == 1
+    assert "no JSON" in response.problems[0]
+    assert replace(response, problems=()) == response
+    direct = 'Action: [{"tool_name": "directly_answer", "parameters": [1]}]'
+    assert len(answer(Scripted(direct, "Ahoy"), "Hi", tools=TOOLS).problems) == 1
+
+
+def withheld(text: str) -> int:
+    """Most characters that a scrubber keeps back, with what it gives checked for markup, and cut in two ways."""
+    whole, slowly = Scrubber(control_tokens(), tags=True), Scrubber(control_tokens(), tags=True)
+    given, most = "", 0
+    for number, character in enumerate(text, 1):
+        given += slowly.feed(character)
+        most = max(most, number - len(given) - len(slowly.removed))
+    given += slowly.close()
+    assert given == whole.feed(text) + whole.close()
+    assert whole.removed == slowly.removed == sorted(set(whole.removed))
+    assert given == "".join(one for place, one in enumerate(text) if place not in set(whole.removed))
+    assert not any(token in given for token in control_tokens())
+    assert not re.search(r"</?co(:[^<>\n]{0,64})?>", given)
+    return most
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<" * 300,
+        "<BOS_" * 100,
+        "<BOS_" + "<MASK_" * 30 + "TOKEN>" * 40,
+        "<MASK_" * 30 + "TOKEN>" * 25,
+        "<c" * 90 + "o: 1>" * 90,
+        "<co: " * 60 + ">" * 60,
+    ],
+)
+def test_openings_do_not_wait_without_end(text: str) -> None:
+    assert withheld(text) <= 80
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from(["<", "<BOS_", "TOKEN>", "<MASK_", "<co", ": 1", ">", "</", "co>", "x", "<c"])))
+def test_no_markup_is_left_however_it_is_nested(pieces: list[str]) -> None:
+    assert withheld("".join(pieces) * 4) <= 80

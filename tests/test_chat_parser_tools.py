@@ -202,3 +202,36 @@ def test_an_empty_name_is_no_name() -> None:
     assert [call.name for call in calls] == ["f"]
     message = Message("assistant", tool_calls=calls)
     assert Message.of(message.to_dict()) == message
+
+
+@pytest.mark.parametrize(
+    ("action", "problem"),
+    [
+        ('[{"tool_name": "f", "parameters": {"a": tru}}]', "no JSON"),
+        ('[{"tool_name": "f", "parameters": {"a": 1,,}}]', "no JSON"),
+        ('[{"parameters": {"a": tru}, "tool_name": "f"}]', "no JSON"),
+        ('[{"tool_name": "f", "parameters": [1]}]', "are no object"),
+        ('[{"tool_name": "f", "parameters": "x"}]', "are no object"),
+        ('[1, {"tool_name": "f"}]', "no object among"),
+        ('["a{b", {"tool_name": "f"}]', "no object among"),
+        ('call it: [{"tool_name": "f"}]', "before the list"),
+    ],
+)
+def test_what_was_recovered_is_reported_however_it_is_cut(action, problem) -> None:
+    for text in (f"Action: {action}", f"Action: ```json\n{action}\n```"):
+        (found,) = parse(text, "tool_use").problems
+        assert problem in found
+        for size in (1, 2, 3):
+            parser = Parser("tool_use")
+            for start in range(0, len(text), size):
+                parser.feed(text[start : start + size])
+            parser.close()
+            assert parser.parsed.problems == (found,)
+
+
+def test_prose_in_the_place_of_a_list_is_reported() -> None:
+    found = parse("Action: none of [them] {x}", "tool_use")
+    assert found.tool_calls == ()
+    assert len(found.problems) == 2
+    for fence in ("```json\n", "```\n", "", "\n```\njson ", "``` json "):
+        assert parse(f'Action: {fence}[{{"tool_name": "f"}}]', "tool_use").problems == ()

@@ -197,6 +197,10 @@ class _Turn:
             _close(one)
 
     @property
+    def problems(self) -> tuple[str, ...]:
+        return self._parser.parsed.problems
+
+    @property
     def usage(self) -> Usage:
         usage = getattr(self._stream, "usage", None)
         return usage if isinstance(usage, Usage) else Usage(0, 0)
@@ -227,6 +231,7 @@ class _Conduct:
         self._generate = generate
         self._request = request
         self._usage = Usage(0, 0)
+        self._problems: tuple[str, ...] = ()
         self._finish_reason: FinishReason = "COMPLETE"
         self.turn = _Turn(generate, request, closed)
 
@@ -253,6 +258,7 @@ class _Conduct:
             usage=self._usage,
             logprobs=_of_text(turn.logprobs, parsed.text) if turn.prompt.format == "default" else turn.logprobs,
             prompt=turn.prompt,
+            problems=(*self._problems, *turn.problems),
         )
         yield MessageEnd(response)
 
@@ -268,6 +274,7 @@ class _Conduct:
         if second is None:
             self._finish_reason = "MAX_TOKENS"
             return
+        self._problems = self.turn.problems
         self.turn = _Turn(self._generate, second, self._closed)
         yield from self.turn.events()
         self._usage = added(self._usage, self.turn.usage)

@@ -48,6 +48,7 @@ class ChatResponse:
         usage: tokens that it took, over all generations.
         logprobs: of the tokens of the last generation, control tokens left out; None unless asked for.
         prompt: what the model was asked last.
+        problems: what in the model's text had to be mended or left out; does not count in comparisons.
     """
 
     id: str = field(compare=False)
@@ -59,6 +60,7 @@ class ChatResponse:
     usage: Usage
     logprobs: tuple[TokenLogprob, ...] | None = field(repr=False)
     prompt: Prompt = field(repr=False)
+    problems: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def message(self) -> Message:

@@ -4,7 +4,8 @@
 
 Taking one out can put another together (``<BOS_<BOS_TOKEN>TOKEN>``), so openings are kept in a stack: whatever may
 still become a token waits, with what it encloses, until that is decided. Every token begins with ``<`` and has none
-inside; that is why only the innermost opening can grow.
+inside; that is why only the innermost opening can grow. Where more than 80 characters wait, the oldest opening goes
+out; if all behind it is taken out later, the character that would complete it as a token is taken out, too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from functools import lru_cache
 _TAG = re.compile(r"</?co(?::[^<>\n]{0,64})?>")
 _TAG_BEGUN = re.compile(r"<(?:/?(?:c(?:o(?::[^<>\n]{0,64})?)?)?)?")
 _UNFINISHED_TAG = ("<co", "</co")
+_MOST_WAITING = 80
 
 
 @lru_cache(maxsize=8)
@@ -43,6 +45,8 @@ class Scrubber:
         self._ends = frozenset(ends)
         self._tags = tags
         self._openings: list[tuple[str, list[int]]] = []
+        self._waiting = 0
+        self._given_up = ""
         self._length = 0
         self.ended = False
         self.removed: list[int] = []
@@ -51,7 +55,7 @@ class Scrubber:
         """The text that is now certain."""
         if self.ended:
             return ""
-        if not self._openings and "<" not in text:
+        if not self._openings and not self._given_up and "<" not in text:
             self._length += len(text)
             return text
         certain: list[str] = []
@@ -76,24 +80,51 @@ class Scrubber:
     def _take(self, character: str) -> str:
         if character == "<":
             self._openings.append(("<", [self._length]))
-            return ""
+            return self._hold()
         if not self._openings:
-            return character
+            return self._after_given_up(character) if self._given_up else character
         opening, places = self._openings[-1]
         opening += character
-        if opening in self._tokens or (self._tags and _TAG.fullmatch(opening)):
+        if self._is_whole(opening):
             self._openings.pop()
+            self._waiting -= len(places)
             self._remove([*places, self._length])
             self.ended = opening in self._ends
             return self._release() if self.ended else ""
-        if opening in self._beginnings or (self._tags and _TAG_BEGUN.fullmatch(opening)):
+        if self._is_begun(opening):
             self._openings[-1] = (opening, [*places, self._length])
-            return ""
+            return self._hold()
         return self._release() + character
+
+    def _is_whole(self, text: str) -> bool:
+        return text in self._tokens or bool(self._tags and _TAG.fullmatch(text))
+
+    def _is_begun(self, text: str) -> bool:
+        return text in self._beginnings or bool(self._tags and _TAG_BEGUN.fullmatch(text))
+
+    def _hold(self) -> str:
+        """One character more waits; what goes out for it."""
+        self._waiting += 1
+        if self._waiting <= _MOST_WAITING or len(self._openings) == 1:
+            return ""
+        self._given_up, places = self._openings.pop(0)
+        self._waiting -= len(places)
+        return self._given_up
+
+    def _after_given_up(self, character: str) -> str:
+        """A character right behind an opening that went out early."""
+        text = self._given_up + character
+        if self._is_whole(text):
+            self._remove([self._length])
+            return ""
+        self._given_up = text if self._is_begun(text) else ""
+        return character
 
     def _release(self) -> str:
         text = "".join(opening for opening, _ in self._openings)
-        self._openings.clear()
+        if text:
+            self._openings.clear()
+            self._waiting, self._given_up = 0, ""
         return text
 
     def _remove(self, places: list[int]) -> None:

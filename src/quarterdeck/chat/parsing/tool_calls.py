@@ -19,12 +19,14 @@ import re
 import secrets
 from collections.abc import Callable
 
+from quarterdeck.chat.json_text import parse_json
 from quarterdeck.chat.messages import Event, ToolCallDelta, ToolCallEnd, ToolCallStart
 from quarterdeck.chat.parsing.citations import Report
 from quarterdeck.chat.parsing.json_pieces import JsonSplitter, Kind, Piece, unescaped
 
 _ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 _CLOSER_OF = {"{": "}", "[": "]"}
+_FENCE_BEGUN = re.compile(r"\s*(`{0,3}|```\s*j?|```\s*js|```\s*jso|```\s*json)\s*")
 _LIST_OR_CALL = re.compile(r"[\[{]")
 
 
@@ -104,6 +106,8 @@ class CallReader:
         self._arguments: CompactObject | None = None
         self._early: list[str] = []
         self._skipped = Brackets()
+        self._said: list[str] = []
+        self._has_other_parameters = False
         self.started = False
         self.complete = False
         self.broken = False
@@ -118,6 +122,17 @@ class CallReader:
             return []
         rest = self._arguments.close() if self._arguments is not None else ""
         return [*self._delta(rest), ToolCallEnd(self._index)]
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with the arguments of a call that is complete."""
+        if self._arguments is None:
+            return "the parameters of a call are no object, and were left out" if self._has_other_parameters else None
+        try:
+            parse_json("".join(self._said))
+        except ValueError as error:
+            return f"the arguments of a call are no JSON: {error}"
+        return None
 
     def _between(self, piece: Piece) -> list[Event]:
         """Before a key, and after a value. Commas may be missing."""
@@ -148,6 +163,7 @@ class CallReader:
         return self._between(piece)
 
     def _before_value(self, piece: Piece) -> list[Event]:
+        self._has_other_parameters |= self._key == "parameters" and piece.text != "{"
         if piece.kind is Kind.QUOTE:
             self._inside = []
             self._state = self._in_name if self._key == "tool_name" and not self.started else self._in_other_string
@@ -199,6 +215,7 @@ class CallReader:
         return [*self._delta("{}" if self._arguments is None else ""), ToolCallEnd(self._index)]
 
     def _delta(self, text: str) -> list[Event]:
+        self._said.append(text)
         return [ToolCallDelta(self._index, text)] if text else []
 
 
@@ -217,6 +234,9 @@ class ActionReader:
         self._calls = 0
         self._alone = False
         self._skipped = Brackets()
+        self._fence = ""
+        self._has_text = False
+        self._has_others = False
         self._begun = False
         self._done = False
 
@@ -225,9 +245,14 @@ class ActionReader:
         position = 0
         if not self._begun:
             match = _LIST_OR_CALL.search(text)
+            position = len(text) if match is None else match.start()
+            self._has_text = self._has_text or not _FENCE_BEGUN.fullmatch(self._fence + text[:position])
+            self._fence = "" if self._has_text else (self._fence + text[:position]).strip()
             if match is None:
                 return []
-            self._begun, position = True, match.start()
+            self._begun = True
+            if self._has_text:
+                self._report("text before the list of tool calls was left out")
         events: list[Event] = []
         if not self._done:
             for piece in self._pieces.feed(text[position:]):
@@ -263,8 +288,12 @@ class ActionReader:
         elif piece.kind is Kind.OPENER:
             self._skipped.fits(piece)
             self._state = self._in_nested_list
+        elif piece.kind in (Kind.BARE, Kind.QUOTE, Kind.INSIDE) and "`" not in piece.text:
+            self._has_others = True
         elif piece.kind is Kind.CLOSER or (piece.kind is Kind.BARE and "`" in piece.text):
             self._done = True
+            if self._has_others:
+                self._report("something that is no object among the tool calls was left out")
             if piece.text != "]":
                 self._report("the list of tool calls is not closed")
         return []
@@ -285,6 +314,8 @@ class ActionReader:
             self._calls += self._call.started
             if not self._call.started:
                 self._report("an object without a tool_name among the tool calls was left out")
+            elif self._call.problem is not None:
+                self._report(self._call.problem)
             self._state = self._in_list
             self._done = self._alone
         return events
