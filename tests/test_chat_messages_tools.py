@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from chat_support import SEARCH, SEARCH_SCHEMA
 from quarterdeck.chat.messages import Tool
 from quarterdeck.chat.prompts.tool_text import tools_text
-from quarterdeck.chat.tools.functions import call_arguments
 from quarterdeck.chat.tools.schema import arguments_of, definitions_of, schema_of_definitions, type_text
 from quarterdeck.errors import ChatError
 
@@ -53,13 +52,6 @@ def test_a_function_becomes_a_tool() -> None:
     assert tool.function is search
     assert Tool.of(tool) is tool
     assert Tool.of(tool.to_dict()).parameters == tool.parameters
-
-
-def test_arguments_that_may_be_none_can_be_left_out() -> None:
-    def steer(course: float, speed: int | None, log: bool = True) -> None: ...
-
-    assert call_arguments(steer, {"course": 1.5}) == {"course": 1.5, "speed": None}
-    assert call_arguments(steer, {"speed": 3, "log": False}) == {"speed": 3, "log": False}  # the call itself will fail
 
 
 class Ship:

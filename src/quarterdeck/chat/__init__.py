@@ -4,6 +4,8 @@ from quarterdeck.chat.agent import Agent, AgentResult
 from quarterdeck.chat.answers.answering import Generate, TextStream, answer, stream_answer
 from quarterdeck.chat.answers.response import ChatResponse, TokenLogprob
 from quarterdeck.chat.answers.sampling import SamplingParams
+from quarterdeck.chat.documents.checking import check_citations, supported
+from quarterdeck.chat.documents.reading import read_documents_from
 from quarterdeck.chat.messages import Citation, Document, Message, Source, Tool, ToolCall, Usage
 from quarterdeck.chat.template import Prompt, render
 
@@ -24,6 +26,9 @@ __all__ = [
     "ToolCall",
     "Usage",
     "answer",
+    "check_citations",
+    "read_documents_from",
     "render",
     "stream_answer",
+    "supported",
 ]

@@ -10,14 +10,12 @@ out; if all behind it is taken out later, the character that would complete it a
 
 from __future__ import annotations
 
-import re
 from bisect import insort
 from collections.abc import Iterable
 from functools import lru_cache
 
-_TAG = re.compile(r"</?co(?::[^<>\n]{0,64})?>")
-_TAG_BEGUN = re.compile(r"<(?:/?(?:c(?:o(?::[^<>\n]{0,64})?)?)?)?")
-_UNFINISHED_TAG = ("<co", "</co")
+from quarterdeck.chat.parsing.citations import TAG, TAG_BEGUN, UNFINISHED
+
 _MOST_WAITING = 80
 
 
@@ -73,7 +71,7 @@ class Scrubber:
 
     def close(self) -> str:
         """The rest, at the end of the text: what did not become a token."""
-        while self._tags and self._openings and self._openings[-1][0].startswith(_UNFINISHED_TAG):
+        while self._tags and self._openings and self._openings[-1][0].startswith(UNFINISHED):
             self._remove(self._openings.pop()[1])
         return self._release()
 
@@ -97,10 +95,10 @@ class Scrubber:
         return self._release() + character
 
     def _is_whole(self, text: str) -> bool:
-        return text in self._tokens or bool(self._tags and _TAG.fullmatch(text))
+        return text in self._tokens or bool(self._tags and TAG.fullmatch(text))
 
     def _is_begun(self, text: str) -> bool:
-        return text in self._beginnings or bool(self._tags and _TAG_BEGUN.fullmatch(text))
+        return text in self._beginnings or bool(self._tags and TAG_BEGUN.fullmatch(text))
 
     def _hold(self) -> str:
         """One character more waits; what goes out for it."""

@@ -22,10 +22,10 @@ from quarterdeck.chat.messages import Tool
 from quarterdeck.chat.parsing.sections import MARKERS, Section
 from quarterdeck.chat.prompts.parts import template_data
 from quarterdeck.chat.prompts.tool_text import with_directly_answer
+from quarterdeck.chat.template import CitationMode
 from quarterdeck.errors import ChatError
 
 CallFormat = Literal["multi_step", "tool_use"]
-CitationMode = Literal["accurate", "fast", "off"]
 
 _MOST_CALLS = 16
 _MOST_LINES = 4

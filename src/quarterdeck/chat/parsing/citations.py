@@ -23,9 +23,11 @@ Resolver = Callable[[tuple[int, ...]], tuple[Source, ...]]
 Report = Callable[[str], None]
 """Takes note of something that a model wrote and that had to be mended or left out."""
 
-_TAG = re.compile(r"<(/?)co(?::([^<>\n]{0,64}))?>")
-_TAG_BEGUN = re.compile(r"<(?:/?(?:c(?:o(?::[^<>\n]{0,64})?)?)?)?")
-_UNFINISHED = ("<co", "</co")
+TAG = re.compile(r"<(/?)co(?::([^<>\n]{0,64}))?>")
+TAG_BEGUN = re.compile(r"<(?:/?(?:c(?:o(?::[^<>\n]{0,64})?)?)?)?")
+UNFINISHED = ("<co", "</co")
+"""What a tag that the end of the text cut short begins with; shorter beginnings are text."""
+
 _NUMBER = re.compile(r"[0-9]{1,64}")
 
 
@@ -58,10 +60,10 @@ class TagSplitter:
             if start != position:
                 yield text[position : start if start > 0 else len(text)]
                 position = start if start > 0 else len(text)
-            elif (match := _TAG.match(text, position)) is not None:
+            elif (match := TAG.match(text, position)) is not None:
                 yield Tag(bool(match[1]), tuple(dict.fromkeys(numbers_in(match[2] or ""))))
                 position = match.end()
-            elif _TAG_BEGUN.fullmatch(text, position):
+            elif TAG_BEGUN.fullmatch(text, position):
                 self._withheld = text[position:]
                 return
             else:
@@ -71,7 +73,7 @@ class TagSplitter:
     def close(self) -> str:
         """The rest: what did not become a tag, unless it was well on its way (``<co`` and more)."""
         rest, self._withheld = self._withheld, ""
-        return "" if rest.startswith(_UNFINISHED) else rest
+        return "" if rest.startswith(UNFINISHED) else rest
 
 
 @dataclass

@@ -17,7 +17,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, Union, get_args, get_origin
 
 from quarterdeck.chat.tools.python_types import literal, union
@@ -62,17 +62,6 @@ def describe(function: Callable[..., Any]) -> tuple[str, str, dict[str, Any]]:
         if parameter.default is parameter.empty and not _allows_null(schema):
             required.append(parameter.name)
     return name, summary, {"type": "object", "properties": properties, **({"required": required} if required else {})}
-
-
-def call_arguments(function: Callable[..., Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of a call. What the model left out, and has no default because it may be None, is None."""
-    missing = {
-        parameter.name: None
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.name not in parameters and parameter.default is parameter.empty
-    }
-    optional = {name for name, schema in describe(function)[2]["properties"].items() if _allows_null(schema)}
-    return {**parameters, **{name: value for name, value in missing.items() if name in optional}}
 
 
 def _parameters(function: Callable[..., Any], name: str) -> list[inspect.Parameter]:
