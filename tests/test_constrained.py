@@ -104,6 +104,37 @@ def test_calls_of_a_model_with_random_weights_are_valid(
         validator(SCHEMA).validate(call["parameters"])
 
 
+BOUNDED = {
+    "type": "object",
+    "properties": {
+        "place": {"enum": ["Bergen", "Tromsø", "東京"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 14},
+        "name": {"type": "string", "maxLength": 10},
+        "flags": {"type": "array", "items": {"type": "boolean"}, "maxItems": 3},
+        "unit": {"anyOf": [{"const": "C"}, {"type": "null"}]},
+    },
+    "required": ["place", "days", "name"],
+}
+
+
+def test_a_thousand_calls_of_a_model_with_random_weights_are_valid(
+    model: CohereForCausalLM, tokenizer: CohereTokenizerFast, compiler: GrammarCompiler
+) -> None:
+    """Every one comes to its end, and every one validates."""
+    tools = [{"name": name, "parameters": BOUNDED} for name in ("forecast", "history")]
+    grammar = tool_calls_grammar(tools, tool_choice="required", format="tool_use", max_calls=1)
+    valid = 0
+    for batch in range(10):
+        prompts = torch.randint(8, 700, (100, 4), generator=torch.Generator().manual_seed(batch))
+        processor = GrammarLogitsProcessor([compiler.compile(grammar) for _ in prompts], pad_token_id=0)
+        for ids in generate(model, prompts, processor, seed=batch):
+            (call,) = json.loads(text_of(tokenizer, ids).partition("```json\n")[2].removesuffix("\n```"))
+            assert call["tool_name"] in ("forecast", "history")
+            validator({**BOUNDED, "additionalProperties": False}).validate(call["parameters"])
+            valid += 1
+    assert valid == 1000
+
+
 def test_masks_computed_ahead_are_those_computed_in_time(
     model: CohereForCausalLM, tokenizer: CohereTokenizerFast, compiler: GrammarCompiler
 ) -> None:
