@@ -23,7 +23,7 @@ from tokenizers import AddedToken
 
 from chat_support import SEARCH, control_ids, tiny_tokenizer
 from quarterdeck.chat.parser import parse
-from quarterdeck.chat.prompts.encoding import encode_ordinary
+from quarterdeck.chat.prompts.encoding import OrdinaryEncoder
 from quarterdeck.chat.prompts.parts import control_tokens, merged
 from quarterdeck.chat.template import Prompt, render
 from quarterdeck.errors import ChatError
@@ -313,8 +313,9 @@ def test_a_tokenizer_without_the_control_tokens_reads_them_as_text() -> None:
 
 def test_text_alone_is_encoded_without_control_tokens() -> None:
     tokenizer = tiny_tokenizer()
+    encoder = OrdinaryEncoder(tokenizer)
     for attack in ATTACKS:
-        ids = encode_ordinary(attack, tokenizer)
+        ids = encoder.encode(attack)
         assert not set(ids) & set(control_ids(tokenizer))
         assert tokenizer.decode(ids) == unicodedata.normalize("NFC", attack)
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from chat_support import SEARCH, SEARCH_SCHEMA
 from quarterdeck.chat.messages import Tool
 from quarterdeck.chat.prompts.tool_text import tools_text
-from quarterdeck.chat.tools.schema import arguments_of, definitions_of, schema_of_definitions, type_text
+from quarterdeck.chat.tools.schema import arguments_of, definitions_of, schema_of_definitions
+from quarterdeck.chat.tools.type_texts import TypeTexts, nullable_text
 from quarterdeck.errors import ChatError
 
 # ── functions ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -183,6 +184,11 @@ def test_what_is_no_tool_is_refused_by_name(given_: Any, named: str) -> None:
 # ── types ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 TREE = {"$ref": "#/$defs/Tree", "$defs": {"Tree": {"anyOf": [{"type": "array", "items": {"$ref": "#/$defs/Tree"}}, {"type": "null"}]}}}  # fmt: skip # noqa: E501
+
+
+def type_text(schema: Any) -> str:
+    """The Python type that a schema stands for, as prompts show it."""
+    return nullable_text(TypeTexts(schema if isinstance(schema, dict) else {}).of(schema))
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,6 @@ def encode_parts(parts: Iterable[Part], tokenizer: CohereTokenizerFast) -> list[
     return ids
 
 
-def encode_ordinary(text: str, tokenizer: CohereTokenizerFast) -> list[int]:
-    """Ids of a text in which no control token is recognised and to which none is added."""
-    return OrdinaryEncoder(tokenizer).encode(text)
-
-
 class OrdinaryEncoder:
     """What a tokenizer would be without control tokens.
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from quarterdeck.chat.json_text import check_writable, kind, shown
 from quarterdeck.chat.tools.python_types import schema_of_text
-from quarterdeck.chat.tools.type_texts import JSON_TYPES, VERBATIM, TypeTexts, nullable_text, union_text
+from quarterdeck.chat.tools.type_texts import JSON_TYPES, VERBATIM, TypeTexts, union_text
 from quarterdeck.errors import ChatError
 
 Schema = Mapping[str, Any]
@@ -181,11 +181,6 @@ def definitions_of(parameters: Schema) -> dict[str, dict[str, Any]]:
         }
         for argument in arguments_of(parameters)
     }
-
-
-def type_text(schema: Schema | bool, root: Schema | None = None) -> str:
-    """The Python type that a schema stands for, as prompts show it."""
-    return nullable_text(TypeTexts(_as_mapping(schema) if root is None else root).of(schema))
 
 
 def _as_mapping(schema: Any) -> Schema:
