@@ -37,7 +37,7 @@ def own_texts(
     }
 
 
-def _capitals(folder: Path) -> list[tuple[str, str]]:
+def capitals_of(folder: Path) -> list[tuple[str, str]]:
     pairs = ((prose.country_name(p), prose.capital(p)) for p in prose.profiles(folder))
     return [(country, city) for country, city in pairs if country and city]
 
@@ -66,7 +66,7 @@ def all_texts(seed: int) -> Documents:
     stdlib = sources.unpack(sources.STDLIB)
     profiles = sources.unpack(sources.FACTBOOK)
     definitions = list(wordnet.definitions(sources.unpack(sources.WORDNET), seed))
-    capitals = _capitals(profiles)
+    capitals = capitals_of(profiles)
     return {
         "definitions": definitions,
         "countries": [*prose.factbook(profiles), *capital_sentences(capitals, 400, seed)],
