@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint types format check bench clean
+.PHONY: help demo test lint types docs format check bench clean
 
 help:
 	@echo "make demo    install into $(VENV) and run the embedded model"
 	@echo "make test    install what tests need and run them"
 	@echo "make check   lint, types and tests, as CI does"
+	@echo "make docs    build the documentation as a site in ./site"
 	@echo "make format  put the code into its standard form"
 	@echo "make bench   compare load time, prefill and decode with transformers"
 	@echo "make clean   remove $(VENV) and caches"
@@ -46,7 +47,14 @@ lint: $(VENV)/installed-for-tests
 types: $(VENV)/installed-for-tests
 	$(BIN)/mypy
 
-check: lint types test
+$(VENV)/installed-for-docs: $(VENV)/installed
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/installed-for-docs
+	$(BIN)/mkdocs build --strict --quiet
+
+check: lint types docs test
 
 format: $(VENV)/installed-for-tests
 	$(BIN)/ruff check --fix .
@@ -56,4 +64,4 @@ bench: $(VENV)/installed-for-tests
 	$(BIN)/python benchmarks/compare_transformers.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site
