@@ -38,6 +38,10 @@ NAMING = Naming(prefix="model.", head=frozenset({"lm_head.weight"}))
 TIED = Naming("model.", frozenset({"lm_head.weight"}), {"lm_head.weight": "model.embed.weight"})
 
 
+def on_cpu(name: str) -> torch.device:
+    return CPU
+
+
 def on_meta(build: type[nn.Module] = Net) -> nn.Module:
     with torch.device("meta"):
         return build()
@@ -50,7 +54,7 @@ def sevens(module: nn.Module) -> None:
 
 def load(model: nn.Module, tensors: dict[str, Tensor], naming: Naming = NAMING, **options: bool) -> LoadReport:
     return load_weights(
-        model, MemoryTensors(tensors), naming=naming, dtype=None, device=CPU, initialise=sevens, **options
+        model, MemoryTensors(tensors), naming=naming, dtype=None, place=on_cpu, initialise=sevens, **options
     )
 
 
@@ -298,8 +302,107 @@ def test_types_change_one_by_one_and_whole_numbers_stay() -> None:
     weights = dict(nn.BatchNorm1d(3).state_dict())
     with torch.device("meta"):
         model = nn.BatchNorm1d(3)
-    options = {"naming": Naming(), "device": CPU, "initialise": sevens}
-    load_weights(model, MemoryTensors(weights), dtype=torch.bfloat16, **options)  # type: ignore[arg-type]
+    load_weights(model, MemoryTensors(weights), naming=Naming(), dtype=torch.bfloat16, place=on_cpu, initialise=sevens)
     assert model.weight.dtype == torch.bfloat16
     assert model.num_batches_tracked is not None
     assert model.num_batches_tracked.dtype == torch.int64
+
+
+def test_each_weight_goes_to_its_place_and_what_has_none_is_not_read() -> None:
+    model, asked = on_meta(), []
+
+    def place(name: str) -> torch.device:
+        asked.append(name)
+        return torch.device("meta" if name == "lm_head.weight" else "cpu")
+
+    report = load_weights(
+        model, MemoryTensors(Net().state_dict()), naming=NAMING, dtype=None, place=place, initialise=sevens
+    )
+    assert sorted(asked) == sorted(model.state_dict()) == sorted(report.found.values())
+    assert [name for name, tensor in model.named_parameters() if tensor.is_meta] == ["lm_head.weight"]
+
+
+def test_what_is_nowhere_gets_memory_although_its_place_has_none() -> None:
+    model = on_meta()
+    weights = {name: tensor for name, tensor in Net().state_dict().items() if name != "lm_head.weight"}
+    meta = torch.device("meta")
+    load_weights(
+        model,
+        MemoryTensors(weights),
+        naming=NAMING,
+        dtype=torch.float64,
+        place=lambda name: meta,
+        initialise=sevens,
+        strict=False,
+    )
+    assert model.get_parameter("lm_head.weight").unique().tolist() == [7]
+    assert model.get_parameter("model.embed.weight").is_meta
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+
+
+class Halves(nn.Module):
+    """A layer whose weights are kept in another form: stands for a quantized one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(5))
+        self.register_buffer("packed", torch.empty(5, 4, dtype=torch.float16))
+
+
+class Halver:
+    """Receives the weight of ``lm_head``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.places: list[torch.device] = []
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"lm_head.weight": (5, 4)}
+
+    def receive(self, name: str, tensor: Tensor, device: torch.device) -> None:
+        assert name == "lm_head.weight"
+        self.places.append(device)
+        self.model.get_submodule("lm_head").packed = tensor.half().to(device)
+
+
+def with_halves(bias: Tensor | None) -> tuple[nn.Module, dict[str, Tensor]]:
+    with torch.device("meta"):
+        model = Net()
+        model.lm_head = Halves()  # type: ignore[assignment]
+    weights = Net().state_dict()
+    return model, weights | ({} if bias is None else {"lm_head.bias": bias})
+
+
+def test_a_receiver_gets_tensors_in_place_of_parameters() -> None:
+    model, weights = with_halves(torch.ones(5))
+    receiver = Halver(model)
+    load_weights(
+        model,
+        MemoryTensors(weights),
+        naming=NAMING,
+        dtype=torch.float64,
+        place=on_cpu,
+        initialise=sevens,
+        receiver=receiver,
+    )
+    assert receiver.places == [CPU]
+    assert torch.equal(model.get_buffer("lm_head.packed"), weights["lm_head.weight"].half())
+    assert model.get_parameter("lm_head.bias").tolist() == [1] * 5
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+
+
+def test_a_receiver_is_not_given_values_that_are_made_up() -> None:
+    model, weights = with_halves(torch.ones(5))
+    del weights["lm_head.weight"]
+    options = {"naming": NAMING, "dtype": None, "place": on_cpu, "initialise": sevens, "receiver": Halver(model)}
+    with pytest.raises(CheckpointMismatchError, match="missing in the checkpoint"):
+        load_weights(model, MemoryTensors(weights), **options)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointMismatchError, match="without quantization"):
+        load_weights(model, MemoryTensors(weights), strict=False, **options)  # type: ignore[arg-type]
+
+
+def test_what_is_read_once_is_the_stored_tensor(tmp_path: Path) -> None:
+    save_file({"a": torch.arange(3)}, tmp_path / "model.safetensors")
+    source = CheckpointTensors(find_weights(tmp_path, HubOptions()))
+    assert source.once("a").tolist() == MemoryTensors({"a": torch.arange(3)}).once("a").tolist() == [0, 1, 2]
+    assert source.once("a").data_ptr() != source.tensor("a", None, CPU).data_ptr()

@@ -206,7 +206,7 @@ class PreTrainedModel(ModelBase):
             source,
             naming=self._naming(),
             dtype=self.config.dtype,
-            device=device,
+            place=lambda _: device,
             initialise=self._init_weights,
             strict=strict,
             ignore_mismatched_sizes=ignore_mismatched_sizes,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -52,12 +52,14 @@ class LoadReport:
         unexpected: tensors of the checkpoint that the model does not have, with their shapes.
         mismatched: name, shape in the checkpoint, shape in the model.
         unequal: pairs of names that share one tensor in the model and differ in the checkpoint.
+        found: name in the model to name in the checkpoint, of all that fit; no part of how two reports compare.
     """
 
     missing: dict[str, Shape] = field(default_factory=dict)
     unexpected: dict[str, Shape] = field(default_factory=dict)
     mismatched: list[tuple[str, Shape, Shape]] = field(default_factory=list)
     unequal: list[tuple[str, str]] = field(default_factory=list)
+    found: dict[str, str] = field(default_factory=dict, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """The same as the loading information that transformers gives."""
@@ -94,28 +96,52 @@ def _listed(problem: str, remedy: str, items: Sequence[str]) -> list[str]:
     return [f"  {len(items)} {problem} ({remedy}):", *(f"    {item}" for item in items)] if items else []
 
 
+class WeightReceiver(Protocol):
+    """Takes some tensors of a checkpoint that are not to become parameters as they are, to quantize them say."""
+
+    def shapes(self) -> Mapping[str, Shape]:
+        """The names that it takes, as an unchanged model would call them, and the shapes that they must have.
+
+        The buffers of a module for which it takes a tensor are its to fill; they are not looked for in the
+        checkpoint. A tied name is never asked for: its tensor comes under the name that it is tied to.
+        """
+        ...
+
+    def receive(self, name: str, tensor: Tensor, device: torch.device) -> None:
+        """One of these tensors, in the checkpoint's type, on the CPU, to be kept on ``device`` in some form.
+
+        The tensor may be a window on a file: who keeps it keeps the file mapped, who reads it once costs no memory.
+        A ``device`` of type "meta" is the caller's sign that the result will be put elsewhere: make it on the CPU.
+        """
+        ...
+
+
 def load_weights(
     model: nn.Module,
     source: TensorSource,
     *,
     naming: Naming,
     dtype: torch.dtype | None,
-    device: torch.device,
+    place: Callable[[str], torch.device],
     initialise: Callable[[nn.Module], None],
+    receiver: WeightReceiver | None = None,
     strict: bool = True,
     ignore_mismatched_sizes: bool = False,
 ) -> LoadReport:
     """Gives ``model``, built on the meta device, the weights of ``source``.
 
-    Tied names are left for the caller to tie; everything else has its memory afterwards.
+    Tied names are left for the caller to tie; everything else has its memory afterwards, but for weights whose place
+    is the meta device.
 
     Args:
         model: the model; its parameters are replaced.
         source: the tensors.
         naming: what may be called how.
         dtype: type of all floating weights; None keeps each as it is stored.
-        device: where the weights go.
+        place: the device of the weight of that name. On the meta device it has its shape and type only, and nothing
+            is read; one that the checkpoint lacks is made on the CPU instead, since it is nowhere else.
         initialise: fills a module's fresh parameters; called for modules with missing or mismatched weights.
+        receiver: takes some of the tensors in place of the model's parameters.
         strict: refuse missing and unexpected names.
         ignore_mismatched_sizes: initialise weights whose shape differs, instead of refusing.
 
@@ -123,16 +149,38 @@ def load_weights(
         CheckpointMismatchError: names or shapes do not fit, or a weight is stored in whole numbers.
         CheckpointCorruptError: a tensor cannot be read.
     """
-    wanted = {name: tensor for name, tensor in _weights(model).items() if name not in naming.tied}
-    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    received = dict(receiver.shapes()) if receiver is not None else {}
+    shapes = _wanted(model, naming.tied, received)
     with torch.device("cpu"):
-        found, report = _match(shapes, source, naming, compare_tied=strict)
+        report = _match(shapes, source, naming, compare_tied=strict)
         report.check(strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes)
-        for name, stored in found.items():
-            _assign(model, name, source.tensor(stored, dtype, device))
         absent = [*report.missing, *(name for name, _, _ in report.mismatched)]
-        _initialise(model, absent, dtype, device, initialise)
+        _check_received(absent, received)
+        for name, stored in report.found.items():
+            if receiver is not None and name in received:
+                receiver.receive(name, source.once(stored), place(name))
+            else:
+                _assign(model, name, source.tensor(stored, dtype, place(name)))
+        _initialise(model, absent, dtype, place, initialise)
     return report
+
+
+def _wanted(model: nn.Module, tied: Mapping[str, str], received: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Names and shapes to look for: the model's own, less those that follow from others, and the receiver's."""
+    buffers = {name for name, _ in model.named_buffers()}
+    full = {name.rpartition(".")[0] for name in received}
+    made = {name for name in buffers if name.rpartition(".")[0] in full}
+    shapes = {name: tuple(tensor.shape) for name, tensor in _weights(model).items() if name not in made}
+    return {name: shape for name, shape in (shapes | dict(received)).items() if name not in tied}
+
+
+def _check_received(absent: Iterable[str], received: Mapping[str, Shape]) -> None:
+    lacking = [name for name in absent if name in received]
+    if lacking:
+        raise CheckpointMismatchError(
+            f"{len(lacking)} weights, {lacking[0]} among them, are not in the checkpoint in the model's shape; they "
+            "are to be quantized, and fresh values would make no sense: load them without quantization"
+        )
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
@@ -140,23 +188,20 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.state_dict(keep_vars=True))
 
 
-def _match(
-    shapes: Mapping[str, Shape], source: TensorSource, naming: Naming, *, compare_tied: bool
-) -> tuple[dict[str, str], LoadReport]:
-    """Pairs the model's names with the checkpoint's: the pairs that fit, and a report of the rest."""
+def _match(shapes: Mapping[str, Shape], source: TensorSource, naming: Naming, *, compare_tied: bool) -> LoadReport:
+    """Pairs the model's names with the checkpoint's."""
     report = LoadReport()
     stored = _stored_names(shapes, source, naming)
     for alias, name in naming.tied.items():
         _match_tied(alias, name, stored, source, report, compare=compare_tied)
     report.unexpected = {name: source.shape(as_stored) for name, as_stored in stored.items() if name not in shapes}
     report.missing = {name: shape for name, shape in shapes.items() if name not in stored}
-    found: dict[str, str] = {}
     for name, shape in shapes.items():
         if name in stored and source.shape(stored[name]) == shape:
-            found[name] = stored[name]
+            report.found[name] = stored[name]
         elif name in stored:
             report.mismatched.append((name, source.shape(stored[name]), shape))
-    return found, report
+    return report
 
 
 def _stored_names(shapes: Iterable[str], source: TensorSource, naming: Naming) -> dict[str, str]:
@@ -206,7 +251,7 @@ def _initialise(
     model: nn.Module,
     names: Iterable[str],
     dtype: torch.dtype | None,
-    device: torch.device,
+    place: Callable[[str], torch.device],
     initialise: Callable[[nn.Module], None],
 ) -> None:
     """Gives memory and fresh values to the weights in ``names`` and leaves their neighbours as they are."""
@@ -218,7 +263,9 @@ def _initialise(
         module = model.get_submodule(path)
         tensors = dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
         for leaf, old in tensors.items():
-            fresh = torch.empty_like(old, dtype=dtype if old.is_floating_point() else None, device=device)
+            device = place(f"{path}.{leaf}" if path else leaf)
+            kind = dtype if old.is_floating_point() else None
+            fresh = torch.empty_like(old, dtype=kind, device="cpu" if device.type == "meta" else device)
             _assign(module, leaf, fresh)
         initialise(module)
         for leaf in tensors.keys() - set(absent):

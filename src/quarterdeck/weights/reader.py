@@ -43,6 +43,10 @@ class TensorSource(Protocol):
         """One tensor on ``device``, as ``dtype`` if that is given and the tensor is of a floating type."""
         ...
 
+    def once(self, name: str) -> Tensor:
+        """One tensor as it is stored, on the CPU, for who reads it once and lets it go."""
+        ...
+
 
 class MemoryTensors:
     """A state dict as a source; tensors that need no conversion are handed out themselves, not copied."""
@@ -65,6 +69,10 @@ class MemoryTensors:
     def tensor(self, name: str, dtype: torch.dtype | None, device: torch.device) -> Tensor:
         """One tensor, converted if need be."""
         return _converted(self._tensors[name], dtype, device)
+
+    def once(self, name: str) -> Tensor:
+        """One tensor, on the CPU."""
+        return self._tensors[name].cpu()
 
 
 class SafetensorsFile:
@@ -100,9 +108,15 @@ class SafetensorsFile:
         mapped = self._mapped(name)
         if not _needs_conversion(mapped, dtype, device):
             return mapped
-        # Through a mapping of its own, so that the pages read for the conversion are given back with it;
-        # through the common one, the whole file would stay in memory beside the converted weights.
-        return _converted(_open(self.path).get_tensor(name), dtype, device)
+        return _converted(self.once(name), dtype, device)
+
+    def once(self, name: str) -> Tensor:
+        """One tensor through a mapping of its own, so that the pages read are given back with it.
+
+        Through the common one, the whole file would stay in memory beside what is made of it.
+        """
+        tensor: Tensor = _open(self.path).get_tensor(name)
+        return tensor
 
     def _mapped(self, name: str) -> Tensor:
         try:
@@ -151,6 +165,10 @@ class CheckpointTensors:
     def tensor(self, name: str, dtype: torch.dtype | None, device: torch.device) -> Tensor:
         """One tensor; see `SafetensorsFile.tensor`."""
         return self._file_of[name].tensor(name, dtype, device)
+
+    def once(self, name: str) -> Tensor:
+        """One tensor; see `SafetensorsFile.once`."""
+        return self._file_of[name].once(name)
 
 
 def first_floating_dtype(source: TensorSource) -> torch.dtype | None:
