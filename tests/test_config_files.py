@@ -203,3 +203,54 @@ def test_what_is_no_configuration_at_all() -> None:
     for way in (CohereForCausalLM, AutoModelForCausalLM.from_config, CohereForCausalLM._from_config):
         with pytest.raises(InputError, match=r"config is of the type str, but must be .*use from_pretrained"):
             way("midshipman")  # type: ignore[operator]
+
+
+# -- rope_parameters: the one dictionary that transformers 5 writes ------------------------------------------------
+
+
+def test_rope_parameters_are_both_older_names() -> None:
+    config = CohereConfig(rope_parameters={"rope_theta": 8e6, "rope_type": "default"})
+    assert (config.rope_theta, config.rope_scaling) == (8e6, None)
+    scaled = CohereConfig(rope_parameters={"rope_theta": 4e6, "rope_type": "linear", "factor": 2.0})
+    assert (scaled.rope_theta, scaled.rope_scaling) == (4e6, {"rope_type": "linear", "factor": 2.0})
+    assert scaled.rope_parameters == {"rope_theta": 4e6, "rope_type": "linear", "factor": 2.0}
+    assert CohereConfig(rope_theta=75e6).rope_parameters == {"rope_theta": 75e6, "rope_type": "default"}
+
+
+def test_a_file_of_transformers_5_keeps_its_frequencies(tmp_path: Path) -> None:
+    values = CohereConfig.preset("c4ai-command-r-v01").to_dict()
+    theta = values.pop("rope_theta")
+    values.pop("rope_scaling")
+    values["rope_parameters"] = {"rope_theta": theta, "rope_type": "default"}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config = CohereConfig.from_pretrained(tmp_path)
+    assert config == CohereConfig.preset("c4ai-command-r-v01")
+    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["rope_theta"] == theta
+    assert "rope_parameters" not in written
+
+
+def test_rope_parameters_replace_what_a_file_says(tmp_path: Path) -> None:
+    CohereConfig(rope_theta=8e6, rope_scaling={"rope_type": "linear", "factor": 4.0}).save_pretrained(tmp_path)
+    config = CohereConfig.from_pretrained(tmp_path, rope_parameters={"rope_theta": 5e5, "rope_type": "default"})
+    assert (config.rope_theta, config.rope_scaling) == (5e5, None)
+    config.rope_parameters = {"rope_theta": 1e6, "rope_type": "linear", "factor": 3.0}
+    assert (config.rope_theta, config.rope_scaling) == (1e6, {"rope_type": "linear", "factor": 3.0})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rope_parameters": {"rope_theta": 8e6}, "rope_theta": 4e6}, "contradicts rope_theta=4000000.0"),
+        (
+            {"rope_parameters": {"rope_theta": 8e6}, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            "contradicts",
+        ),
+        ({"rope_parameters": 8e6}, "must be a dictionary"),
+        ({"rope_parameters": {"rope_theta": 8e6, "partial_rotary_factor": 0.5}}, "rotate whole heads"),
+    ],
+)
+def test_rope_parameters_that_cannot_be_right_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        CohereConfig(**fields)

@@ -22,7 +22,9 @@ from quarterdeck.config_checks import (
     one_dtype,
 )
 from quarterdeck.config_files import ConfigFiles
-from quarterdeck.rope import length_stretch, normal_scaling, validate_rope
+from quarterdeck.rope import length_stretch, normal_scaling, split_parameters, validate_rope
+
+_ROPE_THETA = 10000.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class CohereConfig(ConfigFiles):
         tie_word_embeddings: whether the output head shares the embedding's weight.
         rope_theta: base of the rotary frequencies.
         rope_scaling: ``{"rope_type": ..., ...}``, one of default, linear, dynamic, yarn, longrope, llama3.
+        rope_parameters: both in one dictionary, ``{"rope_theta": ..., "rope_type": ..., ...}``, as transformers 5
+            writes them; written back under the two names, which every version reads.
         attention_bias: whether the attention projections have a bias.
         attention_dropout: probability of dropping an attention weight in training.
         use_qk_norm: whether queries and keys are normalised per head (Command-R+).
@@ -96,13 +100,14 @@ class CohereConfig(ConfigFiles):
         bos_token_id: int | None = 5,
         eos_token_id: int | list[int] | None = 255001,
         tie_word_embeddings: bool = True,
-        rope_theta: float = 10000.0,
+        rope_theta: float = _ROPE_THETA,
         rope_scaling: Mapping[str, Any] | None = None,
         attention_bias: bool = False,
         attention_dropout: float = 0.0,
         use_qk_norm: bool = False,
         *,
         head_dim: int | None = None,
+        rope_parameters: Mapping[str, Any] | None = None,
         rope_table_dtype: RopeTableDtype = "activation",
         dtype: str | torch.dtype | None = None,
         torch_dtype: str | torch.dtype | None = None,
@@ -125,6 +130,8 @@ class CohereConfig(ConfigFiles):
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
         self.tie_word_embeddings = tie_word_embeddings
+        if rope_parameters is not None:
+            rope_theta, rope_scaling = split_parameters(rope_parameters, rope_theta, rope_scaling, _ROPE_THETA)
         self.rope_theta = rope_theta
         self.rope_scaling = rope_scaling
         self.attention_bias = attention_bias
@@ -191,6 +198,15 @@ class CohereConfig(ConfigFiles):
     @rope_scaling.setter
     def rope_scaling(self, value: Mapping[str, Any] | None) -> None:
         self._rope_scaling = normal_scaling(value)
+
+    @property
+    def rope_parameters(self) -> dict[str, Any]:
+        """``rope_theta`` and :attr:`rope_scaling` in one dictionary, the spelling of transformers 5."""
+        return {"rope_theta": self.rope_theta, **(self.rope_scaling or {"rope_type": "default"})}
+
+    @rope_parameters.setter
+    def rope_parameters(self, value: Mapping[str, Any]) -> None:
+        self.rope_theta, self.rope_scaling = split_parameters(value, self.rope_theta, None, self.rope_theta)
 
     @property
     def eos_token_id(self) -> int | list[int] | None:

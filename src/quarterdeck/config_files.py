@@ -36,6 +36,7 @@ _SETTABLE = {
     "model_max_length",
     "name_or_path",
     "num_labels",
+    "rope_parameters",
     "torch_dtype",
 }
 # older names of runtime choices, which constructors understand
@@ -101,6 +102,8 @@ class ConfigFiles:
         fields = config.to_dict() | runtime
         if "num_labels" in overrides:
             fields = {key: value for key, value in fields.items() if key not in ("id2label", "label2id")}
+        if overrides.get("rope_parameters") is not None:
+            fields = {key: value for key, value in fields.items() if key not in ("rope_theta", "rope_scaling")}
         return cls._from_fields(fields | overrides)
 
     @classmethod

@@ -92,6 +92,37 @@ def normal_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return fields
 
 
+def split_parameters(
+    parameters: Mapping[str, Any], theta: float, scaling: Mapping[str, Any] | None, default_theta: float
+) -> tuple[float, dict[str, Any] | None]:
+    """``rope_theta`` and ``rope_scaling`` of ``rope_parameters``, the one dictionary that transformers 5 writes.
+
+    Args:
+        parameters: ``{"rope_theta": 8e6, "rope_type": "default", ...}``.
+        theta, scaling: what was given under the older names.
+        default_theta: the ``theta`` that says nothing.
+
+    Raises:
+        ConfigError: no dictionary; the older names say something else; only a part of each head is to be rotated.
+    """
+    if not isinstance(parameters, Mapping):
+        raise ConfigError(f"rope_parameters is {parameters!r}, but must be a dictionary with rope_theta and rope_type")
+    fields = dict(parameters)
+    if (part := fields.pop("partial_rotary_factor", None)) not in (None, 1):
+        raise ConfigError(
+            f"rope_parameters: partial_rotary_factor is {part!r}, but Cohere models rotate whole heads: 1"
+        )
+    found_theta = fields.pop("rope_theta", theta)
+    named = normal_scaling({"rope_type": "default", **fields} if "type" not in fields else fields)
+    found = None if named == {"rope_type": "default"} else named
+    older = normal_scaling(scaling)
+    if theta not in (default_theta, found_theta) or older not in (None, found):
+        raise ConfigError(
+            f"rope_parameters={parameters!r} contradicts rope_theta={theta!r}, rope_scaling={scaling!r}: give one"
+        )
+    return found_theta, found
+
+
 def _exponents(dim: int) -> Tensor:
     return torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim
 
