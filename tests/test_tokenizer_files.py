@@ -17,7 +17,7 @@ from quarterdeck.errors import (
     TokenizerError,
     UnsupportedOptionError,
 )
-from quarterdeck.tokenizer import AddedToken, CohereTokenizerFast
+from quarterdeck.tokenizer import AddedToken, CohereTokenizer, CohereTokenizerFast
 from tokenizer_support import TEMPLATE, TEXTS, hub_config, write_hub_files
 
 pytest_plugins = ["tokenizer_fixtures"]
@@ -227,6 +227,28 @@ def test_prefix_and_vocabulary(tiny: CohereTokenizerFast, tmp_path: Path) -> Non
         CohereTokenizerFast(vocab_file=vocabulary)
     with pytest.raises(TokenizerError, match="is not a folder"):
         tiny.save_vocabulary(tmp_path / "nowhere")
+
+
+def test_vocabulary_and_merges_under_the_names_of_transformers_5(tiny: CohereTokenizerFast, tmp_path: Path) -> None:
+    vocabulary, merges = tiny.save_vocabulary(tmp_path)
+    ids = json.loads(Path(vocabulary).read_text(encoding="utf-8"))
+    lines = [line for line in Path(merges).read_text(encoding="utf-8").splitlines() if not line.startswith("#version")]
+    named: dict[str, Any] = {"added_tokens_decoder": tiny.added_tokens_decoder, "pad_token": "<PAD>", "unk_token": None}
+    for sources in (
+        {"vocab": vocabulary, "merges": merges},
+        {"vocab": ids, "merges": lines},
+        {"vocab": ids, "merges": [tuple(line.split(" ")) for line in lines]},
+    ):
+        again = CohereTokenizer(**sources, **named)
+        assert [again.encode(text) for text in TEXTS] == [tiny.encode(text) for text in TEXTS]
+    with pytest.raises(TokenizerError, match="vocab_file and vocab are one option"):
+        CohereTokenizer(vocab_file=vocabulary, vocab=ids, merges=merges)
+    with pytest.raises(TokenizerError, match="both paths, or a dictionary and a list"):
+        CohereTokenizer(vocab=ids, merges=merges)
+    with pytest.raises(TokenizerError, match="each must be two tokens"):
+        CohereTokenizer(vocab=ids, merges=["a b c"])
+    with pytest.raises(TokenizerError, match="do not fit"):
+        CohereTokenizer(vocab={"a": 0}, merges=["a b"])
 
 
 def test_overrides(tiny_folder: Path) -> None:

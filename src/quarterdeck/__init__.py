@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from quarterdeck.llm import LLM
     from quarterdeck.model import CohereForCausalLM, CohereModel
     from quarterdeck.pipelines import pipeline
-    from quarterdeck.tokenizer import BatchEncoding, CohereTokenizerFast
+    from quarterdeck.tokenizer import BatchEncoding, CohereTokenizer, CohereTokenizerFast
 
 __all__ = [
     "LLM",
@@ -42,6 +42,7 @@ __all__ = [
     "CohereConfig",
     "CohereForCausalLM",
     "CohereModel",
+    "CohereTokenizer",
     "CohereTokenizerFast",
     "Document",
     "DynamicCache",
@@ -75,6 +76,7 @@ _HOMES = {
     "CohereConfig": "config",
     "CohereForCausalLM": "model",
     "CohereModel": "model",
+    "CohereTokenizer": "tokenizer",
     "CohereTokenizerFast": "tokenizer",
     "Document": "chat.messages",
     "DynamicCache": "cache",

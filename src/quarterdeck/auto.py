@@ -33,6 +33,7 @@ _TOKENIZERS: Mapping[str, type[CohereTokenizerFast]] = {
     "CohereTokenizerFast": CohereTokenizerFast,
     "CohereTokenizer": CohereTokenizerFast,
     "PreTrainedTokenizerFast": CohereTokenizerFast,
+    "TokenizersBackend": CohereTokenizerFast,
 }
 
 

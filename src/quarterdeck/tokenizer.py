@@ -31,9 +31,9 @@ from quarterdeck.tokenization.surround import Surrounding
 from quarterdeck.tokenization.training import retrain
 from quarterdeck.tokenization.vocabulary import Token
 
-__all__ = ["AddedToken", "BatchEncoding", "CohereTokenizerFast", "IncrementalDecoder"]
+__all__ = ["AddedToken", "BatchEncoding", "CohereTokenizer", "CohereTokenizerFast", "IncrementalDecoder"]
 
-_OWN_CLASSES = ("CohereTokenizerFast", "CohereTokenizer", "PreTrainedTokenizerFast", None)
+_OWN_CLASSES = ("CohereTokenizerFast", "CohereTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend", None)
 
 _WITHOUT_EFFECT = ("use_fast", "trust_remote_code", "legacy", "_commit_hash", "_from_auto", "resume_download")
 """Options of the same method elsewhere that there is nothing to choose about here."""
@@ -47,6 +47,7 @@ class CohereTokenizerFast(Surrounding):
     Args:
         vocab_file, merges_file: vocab.json and merges.txt as `save_vocabulary` writes them, both; they hold no added
             tokens, so ``added_tokens_decoder`` must name those with their ids.
+        vocab, merges: the names of the same in transformers 5; also ids by token and a list of pairs.
         tokenizer_file: a tokenizer.json.
         tokenizer_object: a `tokenizers.Tokenizer`, which is copied.
         clean_up_tokenization_spaces: remove the space before punctuation when decoding.
@@ -84,6 +85,8 @@ class CohereTokenizerFast(Surrounding):
         use_default_system_prompt: bool = False,
         add_prefix_space: bool | None = None,
         *,
+        vocab: backends.Vocabulary | None = None,
+        merges: backends.Merges | None = None,
         tokenizer_object: Tokenizer | None = None,
         pad_token: Token | None = None,
         sep_token: Token | None = None,
@@ -101,7 +104,8 @@ class CohereTokenizerFast(Surrounding):
         name_or_path: str = "",
         kept_options: Mapping[str, Any] | None = None,
     ) -> None:
-        backend = backends.open_backend(tokenizer_object, tokenizer_file, vocab_file, merges_file)
+        vocab, merges = _one(vocab_file=vocab_file, vocab=vocab), _one(merges_file=merges_file, merges=merges)
+        backend = backends.open_backend(tokenizer_object, tokenizer_file, vocab, merges)
         defaults = backends.take_saved_state(backend)
         super().__init__(
             backend,
@@ -129,7 +133,7 @@ class CohereTokenizerFast(Surrounding):
         self.model_input_names = list(model_input_names or self.model_input_names)
         self._kept_options = dict(kept_options or {})
         backends.add_missing_tokens(
-            backend, added_tokens_decoder or {}, self.all_special_tokens_extended, may_grow=vocab_file is None
+            backend, added_tokens_decoder or {}, self.all_special_tokens_extended, may_grow=vocab is None
         )
         self.add_prefix_space = backends.set_prefix_space(backend, add_prefix_space)
         self._add_bos_token, self._add_eos_token = add_bos_token, add_eos_token
@@ -291,6 +295,18 @@ class CohereTokenizerFast(Surrounding):
         other.additional_special_tokens = [*self._additional, *new]
         other.update_post_processor()
         return other
+
+
+CohereTokenizer = CohereTokenizerFast
+"""The name of the class in transformers 5."""
+
+
+def _one(**named: Any) -> Any:
+    """The one of two names of an option that is given, if any."""
+    given = {name: value for name, value in named.items() if value is not None}
+    if len(given) > 1:
+        raise TokenizerError(f"{' and '.join(given)} are one option; give one of them")
+    return next(iter(given.values()), None)
 
 
 def _check_class(name: str | None) -> None:

@@ -19,11 +19,15 @@ NamedId = tuple[str, int]
 """A token's text and id."""
 
 
+Vocabulary = str | os.PathLike[str] | Mapping[str, int]
+Merges = str | os.PathLike[str] | Sequence[str | tuple[str, str]]
+
+
 def open_backend(
     given: Tokenizer | None,
     tokenizer_file: str | os.PathLike[str] | None,
-    vocab_file: str | os.PathLike[str] | None,
-    merges_file: str | os.PathLike[str] | None,
+    vocab: Vocabulary | None,
+    merges: Merges | None,
 ) -> Tokenizer:
     """A backend of the caller's own: a copy of ``given``, or read from files.
 
@@ -31,15 +35,31 @@ def open_backend(
         TokenizerError: none, or more than one, of the three sources is given.
         CheckpointNotFoundError, CheckpointCorruptError: a file is not there, or not what it should be.
     """
-    if sum(source is not None for source in (given, tokenizer_file, vocab_file or merges_file)) != 1:
-        raise TokenizerError("a tokenizer needs one of tokenizer_object, tokenizer_file, or vocab_file and merges_file")
+    pair = merges if vocab is None else vocab
+    if sum(source is not None for source in (given, tokenizer_file, pair)) != 1:
+        raise TokenizerError("a tokenizer needs one of tokenizer_object, tokenizer_file, or vocab and merges")
     if given is not None:
         return copy.deepcopy(given)
     if tokenizer_file is not None:
         return _read(Tokenizer.from_file, tokenizer_file)
-    if vocab_file is None or merges_file is None:
-        raise TokenizerError("vocab_file and merges_file go together: give both, or a tokenizer_file")
-    return command_r_pipeline(_read(models.BPE.from_file, vocab_file, merges_file))
+    if vocab is None or merges is None:
+        raise TokenizerError("vocab and merges, or vocab_file and merges_file, go together: give both")
+    return command_r_pipeline(_byte_pairs(vocab, merges))
+
+
+def _byte_pairs(vocab: Vocabulary, merges: Merges) -> models.Model:
+    if isinstance(vocab, Mapping) and not isinstance(merges, str | os.PathLike):
+        pairs = [tuple(each.split(" ")) if isinstance(each, str) else tuple(each) for each in merges]
+        if wrong := [pair for pair in pairs if len(pair) != 2]:
+            raise TokenizerError(f"merges holds {wrong[0]!r}, but each must be two tokens, such as 'h e'")
+        try:
+            return models.BPE(vocab=dict(vocab), merges=pairs)
+        except Exception as error:  # the library raises the base class itself
+            raise TokenizerError(f"vocab and merges do not fit: {error}") from error
+    if isinstance(vocab, Mapping) or not isinstance(merges, str | os.PathLike):
+        raise TokenizerError("vocab and merges are both paths, or a dictionary and a list")
+    model: models.Model = _read(models.BPE.from_file, vocab, merges)
+    return model
 
 
 def _read(reader: Callable[..., Any], *paths: str | os.PathLike[str]) -> Any:

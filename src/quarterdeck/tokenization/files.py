@@ -39,6 +39,8 @@ SOURCES = (
     "tokenizer_file",
     "vocab_file",
     "merges_file",
+    "vocab",
+    "merges",
     "special_tokens_map_file",
     "added_tokens_decoder",
     "name_or_path",
