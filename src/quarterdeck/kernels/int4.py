@@ -1,0 +1,150 @@
+"""Weights in 4 bits with a 16-bit scale per group of columns, times activations that are rounded to 8 bits.
+
+Two layouts, 4.5 bits per weight each. Symmetric, in groups of 32: weight = (value - 8) * scale. Asymmetric, in groups
+of 64: weight = value * scale + minimum. Values are 0 to 15; scales and minima are float16.
+
+Nibbles stand in the order of blocks of :mod:`quarterdeck.kernels.rows`, two neighbouring quads of columns sharing
+bytes: ``data[b, p, r, c]`` is ``value[b, 2p, r, c] + 16 * value[b, 2p + 1, r, c]``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from quarterdeck.errors import InputError
+from quarterdeck.kernels.checks import check_ids, check_linear, check_matrix
+from quarterdeck.kernels.rows import BLOCK_ROWS, pack_blocks, padded_columns, quantize_rows, unpack_blocks
+
+SYMMETRIC_GROUP = 32
+ASYMMETRIC_GROUP = 64
+
+
+class Int4Weight(NamedTuple):
+    """A packed weight ``[N, K]``. The tensors are what a checkpoint stores; the numbers are ``N`` and ``K``."""
+
+    data: Tensor
+    """uint8 ``[ceil(N / 16), ceil(K / 64) * 8, 16, 4]``, two values in each."""
+    scale: Tensor
+    """float16 ``[ceil(N / 16), ceil(K / 64) * 64 / group, 16]``."""
+    minimum: Tensor | None
+    """As ``scale``; ``None`` where the layout is symmetric."""
+    rows: int
+    columns: int
+
+    @property
+    def group(self) -> int:
+        """Columns that share a scale."""
+        return SYMMETRIC_GROUP if self.minimum is None else ASYMMETRIC_GROUP
+
+
+def quantize(weight: Tensor, *, symmetric: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Round a floating weight ``[N, K]`` to nearest: what :func:`pack` takes.
+
+    Symmetric: the value of largest magnitude in a group becomes -8, so that all 16 values are used. Asymmetric: the
+    smallest value becomes 0 and the largest 15. Values are chosen for the scales as rounded to float16.
+    """
+    check_matrix(weight, "weight", floating=True)
+    group = SYMMETRIC_GROUP if symmetric else ASYMMETRIC_GROUP
+    rows, columns = weight.shape
+    groups = pad(weight.float(), (0, -columns % group), mode="replicate").view(rows, -1, group)
+    if symmetric:
+        extreme = groups.gather(-1, groups.abs().argmax(dim=-1, keepdim=True)).squeeze(-1)
+        scale, minimum = (extreme / -8.0).half(), None
+        offset = -8.0 * scale.float()
+    else:
+        minimum = groups.amin(dim=-1).half()
+        scale = ((groups.amax(dim=-1) - minimum.float()) / 15.0).half()
+        offset = minimum.float()
+    steps = (groups - offset[..., None]) / torch.where(scale == 0, 1.0, scale.float())[..., None]
+    values = steps.round().clamp(0, 15).to(torch.uint8).view(rows, -1)[:, :columns]
+    return values.contiguous(), scale, minimum
+
+
+def pack(values: Tensor, scale: Tensor, minimum: Tensor | None) -> Int4Weight:
+    """Pack uint8 values ``[N, K]`` in [0, 15], float16 scales ``[N, ceil(K / group)]`` and, if asymmetric, minima.
+
+    The group is 32 where ``minimum`` is ``None`` and 64 otherwise.
+    """
+    check_matrix(values, "values", dtype=torch.uint8, limits=(0, 15))
+    rows, columns = values.shape
+    group = SYMMETRIC_GROUP if minimum is None else ASYMMETRIC_GROUP
+    blocks = pack_blocks(values)
+    data = blocks[:, 0::2] | blocks[:, 1::2] << 4
+    packed_minimum = None if minimum is None else _pack_groups(minimum, "minimum", rows, columns, group)
+    return Int4Weight(data, _pack_groups(scale, "scale", rows, columns, group), packed_minimum, rows, columns)
+
+
+def unpack(packed: Int4Weight) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What was packed: values, scales, minima."""
+    nibbles = torch.stack((packed.data & 15, packed.data >> 4), dim=2)  # [N/16, Q/2, 2, 16, 4]
+    values = unpack_blocks(nibbles.flatten(1, 2), packed.rows, packed.columns)
+    minimum = None if packed.minimum is None else _unpack_groups(packed.minimum, packed)
+    return values, _unpack_groups(packed.scale, packed), minimum
+
+
+def dequantize(packed: Int4Weight) -> Tensor:
+    """The weight ``[N, K]`` in float32."""
+    values, scale, minimum = unpack(packed)
+    return _dequantize(values, scale, minimum, packed.group)
+
+
+def linear_reference(x: Tensor, packed: Int4Weight, bias: Tensor | None = None) -> Tensor:
+    """What :func:`linear` computes."""
+    values, scale = quantize_rows(x.reshape(-1, packed.columns))
+    output = (values.float() @ dequantize(packed).T) * scale[:, None]
+    return (output if bias is None else output + bias.float()).to(x.dtype).view(*x.shape[:-1], packed.rows)
+
+
+def linear(x: Tensor, packed: Int4Weight, bias: Tensor | None = None, *, level: str | None = None) -> Tensor:
+    """``x`` ``[..., K]`` times the weight, plus ``bias`` ``[N]``: ``[..., N]`` in ``x``'s type (float32, bf16, fp16).
+
+    A row of ``x`` with an infinity or a NaN gives a row of NaN. ``level`` forces an instruction set of
+    :data:`quarterdeck.kernels.native.LEVELS`, or ``"reference"``.
+
+    Raises InputError where shapes, types or devices do not fit together.
+    """
+    check_linear(x, packed.data, packed.rows, packed.columns, bias)
+    return linear_reference(x, packed, bias)
+
+
+def embedding(ids: Tensor, packed: Int4Weight, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Rows ``ids`` ``[...]`` of the weight, ``[..., K]`` in ``dtype``."""
+    check_ids(ids, packed.rows)
+    block, row = ids // BLOCK_ROWS, ids % BLOCK_ROWS
+    pairs = packed.data[block, :, row]  # [..., Q/2, 4]
+    values = torch.stack((pairs & 15, pairs >> 4), dim=-2).flatten(-3)  # [..., K padded]
+    minimum = None if packed.minimum is None else packed.minimum[block, :, row]
+    rows = _dequantize(values, packed.scale[block, :, row], minimum, packed.group)
+    return rows[..., : packed.columns].to(dtype)
+
+
+def _dequantize(values: Tensor, scale: Tensor, minimum: Tensor | None, group: int) -> Tensor:
+    """``[..., K]`` with ``[..., ceil(K / group)]`` to float32 ``[..., K]``."""
+    columns = values.shape[-1]
+    scale = scale.float().repeat_interleave(group, dim=-1)[..., :columns]
+    if minimum is None:
+        return (values.float() - 8.0) * scale
+    return values.float() * scale + minimum.float().repeat_interleave(group, dim=-1)[..., :columns]
+
+
+def _pack_groups(numbers: Tensor, name: str, rows: int, columns: int, group: int) -> Tensor:
+    """``[N, ceil(K / group)]`` to float16 ``[ceil(N / 16), groups, 16]``, zero outside."""
+    expected = (rows, -(-columns // group))
+    if tuple(numbers.shape) != expected or numbers.dtype != torch.float16:
+        raise InputError(
+            f"{name} is {numbers.dtype} {list(numbers.shape)}; values [{rows}, {columns}] in groups of {group} "
+            f"need float16 {list(expected)}"
+        )
+    groups = padded_columns(columns) // group
+    padded = pad(numbers, (0, groups - expected[1], 0, -rows % BLOCK_ROWS))
+    return padded.view(-1, BLOCK_ROWS, groups).transpose(1, 2).contiguous()
+
+
+def _unpack_groups(numbers: Tensor, packed: Int4Weight) -> Tensor:
+    """The inverse of :func:`_pack_groups`."""
+    flat = numbers.transpose(1, 2).flatten(0, 1)
+    return flat[: packed.rows, : -(-packed.columns // packed.group)].contiguous()

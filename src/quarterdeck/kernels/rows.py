@@ -1,0 +1,56 @@
+"""What the products with packed weights share: rows of activations in 8 bits, and blocks of 16 rows of weights.
+
+Blocks. Weights of ``N`` rows and ``K`` columns are stored as ``[ceil(N / 16), Q, 16, 4]``, ``Q = ceil(K / 64) * 16``:
+16 rows side by side, 4 neighbouring columns innermost. 64 such bytes fill a vector register, whose 32-bit lanes each
+add 4 products to one row's sum (AVX-512 VNNI); 16 times as many are a tile of AMX. What lies outside ``N`` and ``K``
+is zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+BLOCK_ROWS = 16
+BLOCK_COLUMNS = 64
+QUAD = 4
+
+FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+LEAST = 2.0**-100
+"""A row whose largest magnitude is below this is a row of zeros: 127 divided by it would overflow."""
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows ``[M, K]`` to int8 values ``[M, K]`` in [-127, 127] and float32 scales ``[M]``, near values * scale.
+
+    The largest magnitude of a row becomes 127; ties round to even. A row that holds an infinity or a NaN gets the
+    scale NaN, and so makes every product with it NaN.
+    """
+    x = x.float()
+    largest = x.abs().amax(dim=-1) if x.shape[-1] else x.new_zeros(x.shape[0])
+    largest = torch.where(largest < LEAST, 0.0, largest)
+    finite = largest.isfinite()
+    inverse = torch.where(finite & (largest > 0), 127.0 / largest, 0.0)
+    values = torch.where(finite[:, None], x * inverse[:, None], 0.0).round().to(torch.int8)
+    return values, torch.where(finite, largest / 127.0, torch.nan)
+
+
+def pack_blocks(values: Tensor) -> Tensor:
+    """``[N, K]`` of bytes to ``[ceil(N / 16), ceil(K / 64) * 16, 16, 4]``; see the module's text."""
+    rows, columns = values.shape
+    padded = pad(values, (0, -columns % BLOCK_COLUMNS, 0, -rows % BLOCK_ROWS))
+    blocks = padded.view(-1, BLOCK_ROWS, padded.shape[1] // QUAD, QUAD)  # [N/16, 16, Q, 4]
+    return blocks.transpose(1, 2).contiguous()
+
+
+def unpack_blocks(data: Tensor, rows: int, columns: int) -> Tensor:
+    """The inverse of :func:`pack_blocks`."""
+    blocks = data.transpose(1, 2)  # [N/16, 16, Q, 4]
+    return blocks.reshape(blocks.shape[0] * BLOCK_ROWS, -1)[:rows, :columns].contiguous()
+
+
+def padded_columns(columns: int) -> int:
+    """``columns`` rounded up to whole blocks."""
+    return columns + -columns % BLOCK_COLUMNS
