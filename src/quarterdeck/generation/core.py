@@ -164,8 +164,8 @@ class Forward:
             start += chunk
         return self._run(start, end, logits_to_keep)
 
-    def step(self, tokens: Tensor) -> CausalLMOutputWithPast:
-        """Run N more tokens [B, N]; the logits are those after the last."""
+    def step(self, tokens: Tensor, logits_to_keep: int = 1) -> CausalLMOutputWithPast:
+        """Run N more tokens [B, N]; the logits are those after the last ``logits_to_keep`` of them."""
         start, count = self._seen, tokens.shape[1]
         new = self._new_positions(count)
         if self.cache is None:
@@ -173,8 +173,20 @@ class Forward:
             content = self.model.get_input_embeddings()(tokens) if embed else tokens
             self._content = torch.cat((self._content, content), dim=1)
             self._positions = None if new is None or self._positions is None else torch.cat((self._positions, new), 1)
-            return self._run(0, start + count, 1)
-        return self._call(tokens, False, new, start + count, 1)
+            return self._run(0, start + count, logits_to_keep)
+        return self._call(tokens, False, new, start + count, logits_to_keep)
+
+    def rewind(self, count: int) -> None:
+        """Forget the last ``count`` positions of all rows, which `step` has run."""
+        if count == 0:
+            return
+        self._seen -= count
+        self._next = None if self._next is None else self._next - count
+        if self.cache is not None:
+            self.cache.crop(self._seen)
+            return
+        self._content = self._content[:, : self._seen]
+        self._positions = None if self._positions is None else self._positions[:, : self._seen]
 
     def _new_positions(self, count: int) -> Tensor | None:
         if self._next is None:
@@ -208,6 +220,17 @@ class Forward:
         return output
 
 
+def begin(model: CausalModel, prompt: Prompt, cache: Cache | None, plan: Plan) -> tuple[Forward, Tensor]:
+    """What a loop needs: the way to run the model, and [B, max_length] ids, filled from the left so far as known."""
+    length = prompt.ids.shape[1]
+    ids = prompt.ids.new_empty(prompt.rows, plan.max_length)
+    ids[:, :length] = prompt.ids
+    options = {"output_attentions": True} if plan.attentions else {}
+    if plan.hidden_states:
+        options["output_hidden_states"] = True
+    return Forward(model, prompt, cache, prompt.length - length + plan.max_length, options), ids
+
+
 @torch.no_grad()
 def generate_steps(model: CausalModel, prompt: Prompt, cache: Cache | None, plan: Plan) -> Iterator[Step]:
     """Tokens for all rows, one step at a time, until every row is finished.
@@ -218,14 +241,9 @@ def generate_steps(model: CausalModel, prompt: Prompt, cache: Cache | None, plan
     Raises:
         InputError: a row has no token to choose.
     """
+    forward, ids = begin(model, prompt, cache, plan)
     length = prompt.ids.shape[1]
-    ids = prompt.ids.new_empty(prompt.rows, plan.max_length)  # filled from the left; processors see a view
-    ids[:, :length] = prompt.ids
     finished = torch.zeros(prompt.rows, dtype=torch.bool, device=ids.device)
-    options = {"output_attentions": True} if plan.attentions else {}
-    if plan.hidden_states:
-        options["output_hidden_states"] = True
-    forward = Forward(model, prompt, cache, prompt.length - length + plan.max_length, options)
     kept: tuple[Tensor, ...] | None = () if plan.keep_scores else None
 
     output = forward.prefill(plan.chunk, plan.logits_to_keep)
