@@ -1,0 +1,115 @@
+"""Loading with quantization: a model without memory is prepared, then a receiver fills it while a checkpoint is read.
+
+Receivers take tensors of a checkpoint in place of a model's parameters. They follow the protocol ``WeightReceiver`` of
+`quarterdeck.weights.load`, which they do not import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from quarterdeck.errors import CheckpointMismatchError
+from quarterdeck.quantization.bnb import BitsAndBytesReceiver, replace_with_bitsandbytes
+from quarterdeck.quantization.bnb_config import BitsAndBytesConfig
+from quarterdeck.quantization.choose import Quantization
+from quarterdeck.quantization.formats import PACKED
+from quarterdeck.quantization.modules import PackedModule
+from quarterdeck.quantization.surgery import note, replace_modules
+
+Shape = tuple[int, ...]
+
+
+def prepare(
+    model: nn.Module,
+    quantization: Quantization,
+    stored: Mapping[str, Shape],
+    *,
+    prefix: str,
+    dtype: torch.dtype,
+    elsewhere: Iterable[str] = (),
+) -> RoundingReceiver | StoredReceiver | BitsAndBytesReceiver:
+    """Replaces the linears of a model without memory, and says in its configuration how it is quantized.
+
+    Args:
+        model: the model, on the meta device.
+        quantization: how.
+        stored: name and shape of each tensor of the checkpoint. Whether its weights are quantized already is seen by
+            the names.
+        prefix: what a model with a head puts before the names of one without.
+        dtype: type of the model.
+        elsewhere: names of modules that bitsandbytes is to leave in full, since they go to the CPU or to disk.
+
+    Returns:
+        What fills the model while the checkpoint is read.
+
+    Raises:
+        InputError: there is nothing to quantize, or not in this way.
+        MissingPackageError: bitsandbytes is needed and not installed.
+    """
+    note(model, quantization)
+    if isinstance(quantization, BitsAndBytesConfig):
+        linears = replace_with_bitsandbytes(model, quantization, elsewhere=elsewhere)
+        return BitsAndBytesReceiver(linears, quantization, stored, prefix, dtype)
+    modules = replace_modules(model, quantization)
+    packed = any(name.rpartition(".")[2] == PACKED for name in stored)
+    return StoredReceiver(modules) if packed else RoundingReceiver(modules)
+
+
+class RoundingReceiver:
+    """Takes full weights and keeps them rounded: beside the quantized model there is one tensor in memory.
+
+    Args:
+        modules: the modules to fill, by name.
+    """
+
+    def __init__(self, modules: Mapping[str, PackedModule]) -> None:
+        self._modules = {f"{name}.weight": module for name, module in modules.items()}
+
+    def shapes(self) -> dict[str, Shape]:
+        """The weights by the names of the plain model."""
+        return {name: (module.rows, module.columns) for name, module in self._modules.items()}
+
+    def receive(self, name: str, tensor: Tensor, device: torch.device) -> None:
+        """Rounds one weight."""
+        if not tensor.is_floating_point():
+            raise CheckpointMismatchError(
+                f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}, but must be of a floating type to be "
+                "quantized: use the checkpoint that this was made from"
+            )
+        self._modules[name].set_weight(tensor, _memory(device))
+
+
+class StoredReceiver:
+    """Takes packed tensors as they are stored: on the CPU they stay windows on the file.
+
+    Args:
+        modules: the modules to fill, by name.
+    """
+
+    def __init__(self, modules: Mapping[str, PackedModule]) -> None:
+        self._modules = modules
+
+    def shapes(self) -> dict[str, Shape]:
+        """The packed tensors by their names."""
+        return {
+            f"{name}.{leaf}": shape
+            for name, module in self._modules.items()
+            for leaf, (shape, _) in module.sizes.items()
+        }
+
+    def receive(self, name: str, tensor: Tensor, device: torch.device) -> None:
+        """Takes one tensor."""
+        path, _, leaf = name.rpartition(".")
+        module = self._modules[path]
+        expected = module.sizes[leaf][1]
+        if tensor.dtype != expected:
+            raise CheckpointMismatchError(f"{name} is stored as {tensor.dtype}, but must be {expected}")
+        module.set_tensors({leaf: tensor.to(_memory(device))})
+
+
+def _memory(device: torch.device) -> torch.device:
+    """Where a result is made: the caller puts what is for the meta device elsewhere by itself."""
+    return torch.device("cpu") if device.type == "meta" else device

@@ -1,0 +1,161 @@
+"""Quantizing a model from outside: linears and embeddings are replaced by name, nothing else is touched.
+
+    quantize_model(model, "int4")      # rounds the weights of a built model, one after the other
+    dequantize_model(model)            # back to plain linears, with the weights as they were rounded
+
+Loading uses the first half only, `replace_modules` on a model without memory; the weights come from the receiver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from quarterdeck.errors import InputError
+from quarterdeck.quantization.choose import as_quantization
+from quarterdeck.quantization.config import QuantizationConfig
+from quarterdeck.quantization.formats import format_of
+from quarterdeck.quantization.modules import PackedModule, QuantizedEmbedding, QuantizedLinear, packed_modules
+
+Progress = Callable[[Iterable[str]], Iterable[str]]
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+def skipped(name: str, skip: Iterable[str]) -> bool:
+    """Whether a module's name is among ``skip``: whole, by its beginning, or by its last part."""
+    return any(name == one or name.startswith(f"{one}.") or name.rpartition(".")[2] == one for one in skip)
+
+
+def targets(model: nn.Module, config: QuantizationConfig) -> dict[str, nn.Linear | nn.Embedding]:
+    """What ``config`` quantizes of ``model``, by name.
+
+    Raises:
+        InputError: embedding and head are one tensor and only one of them is to be quantized, or nothing is.
+    """
+    head = output_head(model)
+    found: dict[str, nn.Linear | nn.Embedding] = {}
+    left: list[nn.Module] = []
+    for name, module in model.named_modules():
+        if type(module) not in (nn.Linear, nn.Embedding):
+            continue
+        wanted = config.head if module is head else config.embeddings if type(module) is nn.Embedding else True
+        if wanted and not skipped(name, config.modules_to_not_convert):
+            found[name] = module
+        else:
+            left.append(module)
+    tensors = {id(module.weight) for module in found.values()}
+    if any(id(module.weight) in tensors for module in left):
+        raise InputError(
+            "the output head and the embedding are one tensor in this model: quantize both or none (embeddings, head, "
+            "modules_to_not_convert)"
+        )
+    if not found:
+        raise InputError(f"there is nothing to quantize: the model has no linears but those that {config} leaves out")
+    return found
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    """The output head of a model that tells."""
+    get = getattr(model, "get_output_embeddings", None)
+    head: nn.Module | None = get() if get is not None else None
+    return head
+
+
+def replace_modules(model: nn.Module, config: QuantizationConfig) -> dict[str, PackedModule]:
+    """Puts modules without weights in the places of those that ``config`` quantizes; returns them by name."""
+    form = format_of(config)
+    made: dict[str, PackedModule] = {}
+    for name, module in targets(model, config).items():
+        made[name] = _like(module, form)
+        put(model, name, made[name])
+    return made
+
+
+def quantize_model(model: ModelT, config: QuantizationConfig | str, *, progress: Progress | None = None) -> ModelT:
+    """Rounds the weights of a built model and returns the model, which has changed.
+
+    Args:
+        model: a model with values; each weight is let go as soon as it is rounded.
+        config: what to quantize, or a format's name; its method must be round-to-nearest.
+        progress: shows how far it is: gets the names of the modules and gives them back, as `rich.progress.track`.
+
+    Raises:
+        InputError: no such configuration, weights that are not finite or quantized already, or a method that needs
+            calibration text.
+    """
+    chosen = as_quantization(config)
+    if not isinstance(chosen, QuantizationConfig):
+        raise InputError(f"quantize_model takes a QuantizationConfig or a format's name, not {config!r}")
+    if chosen.method != "round-to-nearest":
+        raise InputError(
+            f"method={chosen.method!r} needs calibration text: quarterdeck.quantization.calibration.quantize_calibrated"
+        )
+    form = format_of(chosen)
+    old = targets(model, chosen)
+    shared: dict[int, dict[str, Tensor]] = {}
+    kept: list[Tensor] = []  # so that no address is used twice
+    for name in progress(list(old)) if progress is not None else list(old):
+        module = old.pop(name)
+        new = _like(module, form)
+        if id(module.weight) in shared:
+            new.set_tensors(shared[id(module.weight)])
+        else:
+            new.set_weight(module.weight.detach(), module.weight.device)
+            if any(other.weight is module.weight for other in old.values()):
+                shared[id(module.weight)] = new.tensors
+                kept.append(module.weight)
+        put(model, name, new)
+    note(model, chosen)
+    return model
+
+
+def dequantize_model(model: ModelT, dtype: torch.dtype) -> ModelT:
+    """Gives a model of this package's formats plain linears and embeddings in ``dtype``; tied ones are one again."""
+    shared: dict[int, nn.Parameter] = {}
+    for name, module in packed_modules(model).items():
+        key = id(next(iter(module.tensors.values())))
+        if key not in shared:
+            shared[key] = nn.Parameter(module.dequantized(dtype))
+        put(model, name, _plain(module, shared[key]))
+    note(model, None)
+    return model
+
+
+def put(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Makes ``module`` the one called ``name``, in the mode of the one that was."""
+    path, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(path), leaf, module.train(model.get_submodule(name).training))
+
+
+def note(model: nn.Module, config: Any) -> None:
+    """Says in a model's configuration how its weights are quantized; None: not at all."""
+    own = getattr(model, "config", None)
+    if own is None:
+        return
+    if config is not None:
+        own.quantization_config = config
+    elif hasattr(own, "quantization_config"):
+        del own.quantization_config
+
+
+def _like(module: nn.Linear | nn.Embedding, form: Any) -> PackedModule:
+    if isinstance(module, nn.Embedding):
+        return QuantizedEmbedding.like(module, form)
+    return QuantizedLinear.like(module, form)
+
+
+def _plain(module: PackedModule, weight: nn.Parameter) -> nn.Module:
+    """An ordinary linear or embedding with ``weight``."""
+    with torch.device("meta"):
+        if isinstance(module, QuantizedEmbedding):
+            table = nn.Embedding(module.rows, module.columns, module.padding_idx)
+            table.weight = weight
+            return table
+        linear = nn.Linear(module.columns, module.rows, bias=False)
+    linear.weight = weight
+    bias: nn.Parameter | None = module.bias if isinstance(module, QuantizedLinear) else None
+    linear.register_parameter("bias", bias)
+    return linear
