@@ -11,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quarterdeck.attention import AttentionMask, attention_names, get_attention
+from quarterdeck.attention import AttentionMask, attention_names, check_attention, get_attention
 from quarterdeck.attention.eager import eager_attention
+from quarterdeck.attention.flash import flash_attention
+from quarterdeck.attention.flex import flex_attention_backend
 from quarterdeck.attention.mask import make_mask, packed_documents
 from quarterdeck.attention.sdpa import sdpa_attention
 from quarterdeck.errors import UnsupportedOptionError
@@ -221,11 +223,31 @@ def test_packed_documents() -> None:
 
 
 def test_backends_by_name() -> None:
-    assert attention_names() == ("eager", "sdpa")
+    assert attention_names() == ("eager", "sdpa", "flash_attention_2", "flex_attention")
     assert get_attention("eager") is eager_attention
     assert get_attention(None) is get_attention("sdpa") is sdpa_attention
-    with pytest.raises(UnsupportedOptionError, match=r"'flash_attention_9'.*eager, sdpa"):
-        get_attention("flash_attention_9")
+    assert get_attention("flash_attention_2") is flash_attention
+    assert get_attention("flex_attention") is flex_attention_backend
+
+
+ELSEWHERE = {
+    "flash_attention_9": r"version 2 is here.*eager, sdpa, flash_attention_2, flex_attention",
+    "flash_attention_3": "version 2 is here",
+    "kernels-community/flash-attn": "not downloaded from the hub",
+    "paged|sdpa": "serving many requests",
+    "sdpa_paged": "serving many requests",
+    "paged_attention": "serving many requests",
+    "periscope": "there is no such backend",
+    "": "there is no such backend",
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_names_that_are_not_here_are_refused_with_the_reason(name: str) -> None:
+    with pytest.raises(UnsupportedOptionError, match=rf"is {name!r}: .*{ELSEWHERE[name]}".replace("|", r"\|")):
+        check_attention(name)
+    with pytest.raises(UnsupportedOptionError, match="is 3: there is no such backend"):
+        check_attention(3)
 
 
 # -- finished masks in other types and with heads of their own -----------------------------------------

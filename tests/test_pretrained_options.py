@@ -195,9 +195,11 @@ def test_attention(checkpoint: Path) -> None:
     assert model.model.config.attn_implementation == "eager"
     with pytest.raises(UnsupportedOptionError, match="periscope"):
         model.set_attn_implementation("periscope")
-    with pytest.raises(UnsupportedOptionError, match=r"\{'': 'sdpa'\}, but must be one name for the whole model"):
-        model.set_attn_implementation({"": "sdpa"})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"the key 'text_config', but .* one name for the whole model"):
+        model.set_attn_implementation({"text_config": "sdpa"})
     assert model.config.attn_implementation == "eager"
+    model.set_attn_implementation({"": "sdpa"})
+    assert model.config.attn_implementation == "sdpa"
 
 
 def test_a_constructor_wants_a_configuration(checkpoint: Path) -> None:

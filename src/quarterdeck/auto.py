@@ -16,7 +16,7 @@ import torch
 
 from quarterdeck.chat.prompts.families import builtin_templates
 from quarterdeck.chat.prompts.parts import control_tokens
-from quarterdeck.config import CohereConfig
+from quarterdeck.config import AttentionChoice, CohereConfig
 from quarterdeck.config_files import no_config, read_json
 from quarterdeck.errors import ConfigError, InputError, TokenizerError, UnsupportedOptionError
 from quarterdeck.locate import HubOptions
@@ -133,7 +133,7 @@ class _AutoModel(Generic[ModelT]):
         *,
         dtype: str | torch.dtype | None = None,
         torch_dtype: str | torch.dtype | None = None,
-        attn_implementation: str | None = None,
+        attn_implementation: AttentionChoice | Mapping[str, Any] = None,
     ) -> ModelT:
         """An untrained model of ``config``, which is copied; what is not given is as ``config`` has it.
 

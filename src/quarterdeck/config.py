@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,12 +19,17 @@ from quarterdeck.config_checks import (
     check_tokens,
     declared_length,
     label_names,
+    one_backend,
     one_dtype,
 )
 from quarterdeck.config_files import ConfigFiles
 from quarterdeck.rope import length_stretch, normal_scaling, split_parameters, validate_rope
 
 _ROPE_THETA = 10000.0
+
+
+AttentionChoice = str | Callable[..., Any] | None
+"""A backend's name, or a function like :func:`quarterdeck.attention.eager.eager_attention`; None is the default."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ class CohereConfig(ConfigFiles):
         rope_table_dtype: ``"activation"`` rounds cos and sin to the activations' type as transformers does since
             4.45; ``"float32"`` keeps them exact. The two are the same in float32.
         dtype: type of the weights, a ``torch.dtype`` or its name; ``torch_dtype`` is the older name.
-        attn_implementation: attention backend, ``None`` for the default; not written to files.
+        attn_implementation: attention backend: its name, a function (see :data:`AttentionChoice`), or ``None`` for
+            the default; not written to files.
         other: any other key of a ``config.json``; ``_attn_implementation`` is an older name of
             ``attn_implementation``. ``num_labels``, ``id2label`` and ``label2id`` depend on each other as in
             transformers; no model here uses them.
@@ -81,6 +87,7 @@ class CohereConfig(ConfigFiles):
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
     id2label: dict[int, str]
     label2id: dict[str, int] | None
+    _attention: AttentionChoice
 
     def __init__(
         self,
@@ -111,7 +118,7 @@ class CohereConfig(ConfigFiles):
         rope_table_dtype: RopeTableDtype = "activation",
         dtype: str | torch.dtype | None = None,
         torch_dtype: str | torch.dtype | None = None,
-        attn_implementation: str | None = None,
+        attn_implementation: AttentionChoice | Mapping[str, Any] = None,
         **other: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -238,13 +245,22 @@ class CohereConfig(ConfigFiles):
             self.label2id = {name: number for number, name in self.id2label.items()}
 
     @property
-    def attn_implementation(self) -> str | None:
-        """Name of the attention backend; ``None`` for the default."""
-        return self._attn_implementation
+    def attn_implementation(self) -> AttentionChoice:
+        """The attention backend; ``None`` for the default. ``{"": backend}`` may be assigned, as in transformers."""
+        return self._attention
 
     @attn_implementation.setter
-    def attn_implementation(self, name: str | None) -> None:
-        self._attn_implementation = name
+    def attn_implementation(self, chosen: AttentionChoice | Mapping[str, Any]) -> None:
+        self._attention = one_backend(chosen, vars(self).get("_attention"))
+
+    @property
+    def _attn_implementation(self) -> AttentionChoice:
+        """The older name of :attr:`attn_implementation`, by which programs for transformers read and set it."""
+        return self._attention
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, chosen: AttentionChoice | Mapping[str, Any]) -> None:
+        self.attn_implementation = chosen
 
     @property
     def torch_dtype(self) -> torch.dtype | None:

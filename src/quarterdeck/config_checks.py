@@ -153,6 +153,22 @@ def one_dtype(dtype: str | torch.dtype | None, torch_dtype: str | torch.dtype | 
     return old if new is None else new
 
 
+def one_backend(chosen: Any, present: Any) -> Any:
+    """The attention backend in ``chosen``, which may be ``{"": backend}``; without that key, the ``present`` one.
+
+    Raises:
+        ConfigError: other keys; they are for models of several parts.
+    """
+    if not isinstance(chosen, Mapping):
+        return chosen
+    if parts := [key for key in chosen if key != ""]:
+        raise ConfigError(
+            f"attn_implementation has the key {parts[0]!r}, but a Cohere model has no parts of its own: give one name "
+            "for the whole model, 'sdpa' or {'': 'sdpa'}"
+        )
+    return chosen.get("", present)
+
+
 def label_names(given: object, count: int | None) -> dict[int, str]:
     """``id2label`` with numbers for keys; ``count`` names ``LABEL_0``, ``LABEL_1``, ... if none are given."""
     if count is not None and (not _is_whole(count) or count < 0):

@@ -26,7 +26,7 @@ from quarterdeck.errors import (
 from quarterdeck.locate import HubOptions
 
 # what vars() holds under a name that is no field
-_PRIVATE = ("_attn_implementation", "_dtype", "_eos_token_id", "_head_dim", "_kept", "_name_or_path", "_rope_scaling")
+_PRIVATE = ("_attention", "_dtype", "_eos_token_id", "_head_dim", "_kept", "_name_or_path", "_rope_scaling")
 # properties that are fields of every file
 _PROPERTIES = ("dtype", "eos_token_id", "rope_scaling")
 _SETTABLE = {
@@ -71,7 +71,7 @@ class ConfigFiles:
     model_type: ClassVar[str]
     hidden_act: Any
     dtype: torch.dtype | None
-    attn_implementation: str | None
+    attn_implementation: Any
     name_or_path: str
     _head_dim: int | None
     # keys of a file that cannot be attributes

@@ -73,7 +73,8 @@ class CheckpointMismatchError(CheckpointError):
 
 
 class MissingPackageError(QuarterdeckError, ImportError):
-    """An optional package is needed; the message names the extra that installs it."""
+    """An optional package is needed; the message names the extra that installs it, or itself if there is none."""
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package '{package}': pip install 'quarterdeck[{extra}]'")
+    def __init__(self, package: str, extra: str | None, purpose: str) -> None:
+        wanted = package if extra is None else f"'quarterdeck[{extra}]'"
+        super().__init__(f"{purpose} needs the package '{package}': pip install {wanted}")

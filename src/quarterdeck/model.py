@@ -15,7 +15,7 @@ Shapes: ``B`` sequences, ``T`` new positions, ``S`` positions to attend to, ``E`
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from quarterdeck.activations import ACTIVATIONS
+from quarterdeck.attention.packing import PackedLengths
 from quarterdeck.cache import Cache
 from quarterdeck.config import CohereConfig
 from quarterdeck.errors import InputError
@@ -198,6 +199,7 @@ class CohereModel(PreTrainedModel):
         *,
         return_dict: bool | None = None,
         has_padding: bool | None = None,
+        **packed: Unpack[PackedLengths],
     ) -> BaseModelOutputWithPast | tuple[Any, ...]:
         """Run the decoder on ``T`` new positions.
 
@@ -207,7 +209,7 @@ class CohereModel(PreTrainedModel):
                 or additive, which then replaces the causal rule.
             position_ids: ``[B or 1, T]``; default: the positions follow on from the cache, padding counted.
                 Rows in which they restart hold several documents, which do not see each other; as in
-                transformers this is looked for only without a mask and without a cache.
+                transformers this is looked for only without a mask and without a cache: ``use_cache=False``.
             past_key_values: a cache, which is extended in place.
             inputs_embeds: ``[B, T, E]`` instead of ``input_ids``.
             cache_position: ``[T]`` where the new positions stand in the cache; default: behind what is there. A
@@ -218,6 +220,7 @@ class CohereModel(PreTrainedModel):
             return_dict: False returns a tuple.
             has_padding: whether a 2-D ``attention_mask`` holds zeros, if you know: finding out takes a look at it,
                 for which the host waits. False promises that there are none.
+            packed: where documents begin in packed rows, from a collator: :class:`PackedLengths`.
 
         Raises:
             InputError: arguments that contradict each other or whose shapes do not fit.
@@ -237,6 +240,7 @@ class CohereModel(PreTrainedModel):
             cache_position=cache_position,
             has_padding=has_padding,
             backend="eager" if attentions else None,
+            packed=packed,
         )
 
         all_states: list[Tensor] = []
@@ -317,6 +321,7 @@ class CohereForCausalLM(PreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         num_items_in_batch: int | Tensor | None = None,
         has_padding: bool | None = None,
+        **packed: Unpack[PackedLengths],
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Next-token logits; arguments that are not here are those of :meth:`CohereModel.forward`.
 
@@ -341,6 +346,7 @@ class CohereForCausalLM(PreTrainedModel, GenerationMixin):
             output_hidden_states,
             return_dict=True,
             has_padding=has_padding,
+            **packed,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         # out of place: what the head returned may be kept by a hook, or be the head's own

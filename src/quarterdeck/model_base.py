@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
-from quarterdeck.attention.dispatch import get_attention
-from quarterdeck.config import CohereConfig
+from quarterdeck.attention.dispatch import DEFAULT_ATTENTION, check_attention
+from quarterdeck.config import AttentionChoice, CohereConfig
+from quarterdeck.config_checks import one_backend
 from quarterdeck.config_files import no_config
 from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.weights.resize import resized_rows
@@ -38,7 +39,9 @@ class ModelBase(nn.Module):
         if not isinstance(config, CohereConfig):
             raise InputError(no_config(config, self.config_class.__name__))
         config.validate()  # what was assigned since it was made is checked here
-        _check_attention(config.attn_implementation)
+        check_attention(config.attn_implementation)
+        if config.attn_implementation is None:
+            config.attn_implementation = DEFAULT_ATTENTION
         self.config = config
         self._input_grads_hook: RemovableHandle | None = None
 
@@ -168,14 +171,22 @@ class ModelBase(nn.Module):
         tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
         return sum(tensor.nbytes for tensor in tensors)
 
-    def set_attn_implementation(self, attn_implementation: str) -> None:
-        """Chooses the attention backend, ``"eager"`` or ``"sdpa"``, from the next call on.
+    def set_attn_implementation(self, attn_implementation: AttentionChoice | Mapping[str, Any]) -> None:
+        """Chooses the attention backend from the next call on.
+
+        Args:
+            attn_implementation: ``"eager"``, ``"sdpa"``, ``"flash_attention_2"``, ``"flex_attention"``, or a
+                function like `quarterdeck.attention.eager.eager_attention`; None is the default, ``"sdpa"``.
+                ``{"": name}`` is the same as the name.
 
         Raises:
-            UnsupportedOptionError: there is no such backend, or several are given for parts of the model.
+            UnsupportedOptionError: there is no such backend, or it cannot run on this machine.
+            MissingPackageError: the package that it needs is not installed.
+            ConfigError: several are given for parts of the model.
         """
-        _check_attention(attn_implementation)
-        self.config.attn_implementation = attn_implementation
+        chosen = one_backend(attn_implementation, self.config.attn_implementation)
+        check_attention(chosen)
+        self.config.attn_implementation = DEFAULT_ATTENTION if chosen is None else chosen
 
     # -- training --------------------------------------------------------------------------------------
 
@@ -228,15 +239,6 @@ class ModelBase(nn.Module):
 _CHECKPOINT_OPTIONS = frozenset(
     name for name, parameter in signature(checkpoint).parameters.items() if parameter.kind == parameter.KEYWORD_ONLY
 ) | {"preserve_rng_state"}
-
-
-def _check_attention(name: object) -> None:
-    """Refuse what is no backend's name."""
-    if not isinstance(name, str | None):
-        raise UnsupportedOptionError(
-            f"attn_implementation is {name!r}, but must be one name for the whole model, such as 'sdpa'"
-        )
-    get_attention(name)
 
 
 def _rounded_up(rows: int, multiple: int | None) -> int:

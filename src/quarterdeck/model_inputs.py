@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from quarterdeck.attention.dispatch import AttentionFunction, get_attention
 from quarterdeck.attention.mask import AttentionMask, check_positions, check_tensor, make_mask, packed_documents
+from quarterdeck.attention.packing import PackedLengths, documents_of, given_lengths
 from quarterdeck.cache import Cache, DynamicCache
 from quarterdeck.cache.base import checked_cache
 from quarterdeck.config import CohereConfig
@@ -50,6 +51,7 @@ def make_layer_inputs(
     cache_position: Tensor | None,
     has_padding: bool | None,
     backend: str | None,
+    packed: PackedLengths | None = None,
 ) -> LayerInputs:
     """Everything about positions and visibility, once for all layers.
 
@@ -61,7 +63,7 @@ def make_layer_inputs(
         x: ``[B, T, E]`` the embedded input.
         rotary: makes tables of positions ``[B or 1, T]``.
         backend: name of the attention backend, in place of the configuration's.
-        attention_mask, position_ids, cache, cache_position, has_padding: see ``CohereModel.forward``.
+        attention_mask, position_ids, cache, cache_position, has_padding, packed: see ``CohereModel.forward``.
 
     Raises:
         InputError: shapes that do not fit.
@@ -69,15 +71,20 @@ def make_layer_inputs(
     batch, length, device = x.shape[0], x.shape[1], x.device
     check_positions(position_ids, cache_position, batch, length)
     start = cache.get_seq_length() if cache is not None and cache_position is None else 0
+    keys = length if cache is None else cache.key_length(length)
+    begins = given_lengths(packed or {})
     documents = None
-    if position_ids is not None and attention_mask is None and cache is None:
+    if begins is not None:
+        _check_alone(attention_mask, cache_position, keys - length)
+        documents = documents_of(begins.to(device), batch, length)
+    elif position_ids is not None and attention_mask is None and cache is None:
         documents = packed_documents(position_ids.expand(batch, -1))
     masks = {
         window: make_mask(
             attention_mask,
             batch=batch,
             queries=length,
-            keys=cache.key_length(length) if cache is not None else length,
+            keys=keys,
             start=start,
             positions=cache_position,
             device=device,
@@ -93,6 +100,15 @@ def make_layer_inputs(
         position_ids = order[None]
     attend = get_attention(backend or config.attn_implementation)
     return LayerInputs(rotary(position_ids, x.dtype), masks, cache, cache_position, attend)
+
+
+def _check_alone(attention_mask: Tensor | None, cache_position: Tensor | None, stored: int) -> None:
+    """Packed rows come whole and without padding."""
+    if attention_mask is not None or cache_position is not None or stored:
+        raise InputError(
+            "cu_seq_lens_q says who sees whom, in whole rows: leave out attention_mask, cache_position and "
+            "past_key_values"
+        )
 
 
 def cache_to_use(

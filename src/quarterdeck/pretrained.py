@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from quarterdeck.config import CohereConfig
+from quarterdeck.config import AttentionChoice, CohereConfig
 from quarterdeck.config_files import no_config
 from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.generation.config import FILE_NAME as GENERATION_CONFIG
@@ -79,7 +79,7 @@ class PreTrainedModel(ModelBase):
         dtype: str | torch.dtype | None = None,
         torch_dtype: str | torch.dtype | None = None,
         device_map: str | int | torch.device | Mapping[str, Any] | None = None,
-        attn_implementation: str | None = None,
+        attn_implementation: AttentionChoice | Mapping[str, Any] = None,
         strict: bool = True,
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
@@ -186,7 +186,7 @@ class PreTrainedModel(ModelBase):
         *,
         dtype: str | torch.dtype | None = None,
         torch_dtype: str | torch.dtype | None = None,
-        attn_implementation: str | None = None,
+        attn_implementation: AttentionChoice | Mapping[str, Any] = None,
     ) -> Self:
         """An untrained model of ``config`` (which is copied), in ``dtype``, else the configuration's, else torch's."""
         if not isinstance(config, CohereConfig):

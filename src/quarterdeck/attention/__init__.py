@@ -1,6 +1,6 @@
 """Attention: one rule of who sees whom, one contract, several backends."""
 
-from quarterdeck.attention.dispatch import AttentionFunction, attention_names, get_attention
+from quarterdeck.attention.dispatch import AttentionFunction, attention_names, check_attention, get_attention
 from quarterdeck.attention.mask import AttentionMask
 
-__all__ = ["AttentionFunction", "AttentionMask", "attention_names", "get_attention"]
+__all__ = ["AttentionFunction", "AttentionMask", "attention_names", "check_attention", "get_attention"]

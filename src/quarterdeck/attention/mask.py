@@ -15,12 +15,16 @@ Shapes: ``B`` sequences, ``H`` heads, ``T`` queries, ``S`` keys.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from quarterdeck.errors import InputError
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class AttentionMask:
         positions: ``[T]`` positions of the queries among the keys, where they do not simply follow ``start``.
         padding: ``[B, S]``, True for real tokens; ``None`` if all are real. May be shorter than ``S``: keys beyond
             it are not written yet, and causality hides them.
-        documents: ``[B, S]`` document numbers of packed rows; ``None`` if rows are single documents.
+        documents: ``[B, S]`` document numbers of packed rows, each document in one piece; ``None`` if rows are single
+            documents.
         window: how many positions back a query sees, itself included; ``None`` for all.
         explicit: a mask given by the caller, ``[B or 1, H or 1, T, S]``, used as it is in place of the rule;
             boolean (True: sees) or numbers to add to the scores.
@@ -50,7 +55,7 @@ class AttentionMask:
     documents: Tensor | None = None
     window: int | None = None
     explicit: Tensor | None = None
-    _made: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _made: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def is_plain(self) -> bool:
@@ -68,33 +73,45 @@ class AttentionMask:
         """Whether every query sees every key: one query, at the end."""
         return self.is_plain and self.queries == 1 and self.start == self.keys - 1
 
+    def made(self, form: object, make: Callable[[], Made]) -> Made:
+        """What ``make`` returned when ``form`` was first asked for: layers share what a backend makes of the mask."""
+        if form not in self._made:
+            self._made[form] = make()
+        made: Made = self._made[form]
+        return made
+
     def allowed(self) -> Tensor:
         """The rule as booleans ``[B or 1, 1, T, S]``, True where the query sees the key; made once."""
-        if torch.bool not in self._made:
-            self._made[torch.bool] = self._rule()
-        return self._made[torch.bool]
+        return self.made(torch.bool, self._rule)
 
     def additive(self, dtype: torch.dtype) -> Tensor:
         """What to add to scores: 0 where the query sees the key, the most negative finite number elsewhere."""
-        if dtype not in self._made:
-            self._made[dtype] = self._numbers(dtype)
-        return self._made[dtype]
+        return self.made(dtype, lambda: self._numbers(dtype))
+
+    def query_positions(self) -> Tensor:
+        """``[T]`` positions of the queries among the keys."""
+        if self.positions is not None:
+            return self.positions
+        return torch.arange(self.start, self.start + self.queries, device=self.device)
+
+    def real_keys(self) -> Tensor | None:
+        """``[B, S]`` as :attr:`padding`, False for keys beyond it."""
+        if self.padding is None or self.padding.shape[1] == self.keys:
+            return self.padding
+        return torch.nn.functional.pad(self.padding, (0, self.keys - self.padding.shape[1]))
 
     def _rule(self) -> Tensor:
         if self.explicit is not None:
             return self.explicit
         key = torch.arange(self.keys, device=self.device)
-        query = self.positions
-        if query is None:
-            query = torch.arange(self.start, self.start + self.queries, device=self.device)
+        query = self.query_positions()
         distance = query[:, None] - key[None, :]  # [T, S]
         seen = distance >= 0
         if self.window is not None:
             seen = seen & (distance < self.window)
         seen = seen[None, None]  # [1, 1, T, S]
-        if self.padding is not None:
-            missing = self.keys - self.padding.shape[1]
-            real = torch.nn.functional.pad(self.padding, (0, missing)) if missing else self.padding
+        real = self.real_keys()
+        if real is not None:
             seen = seen & real[:, None, None, :]
         if self.documents is not None:
             own = self.documents[:, query]  # [B, T]
