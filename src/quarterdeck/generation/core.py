@@ -188,6 +188,15 @@ class Forward:
         self._content = self._content[:, : self._seen]
         self._positions = None if self._positions is None else self._positions[:, : self._seen]
 
+    def select(self, rows: Tensor) -> None:
+        """Go on with the given rows in the given order, [rows] int64; a row may be there several times."""
+        self._content = self._content[rows]
+        self._positions = None if self._positions is None else self._positions[rows]
+        self._next = None if self._next is None else self._next[rows]
+        self._mask = None if self._mask is None else self._mask[rows]
+        if self.cache is not None:
+            self.cache.select(rows)
+
     def _new_positions(self, count: int) -> Tensor | None:
         if self._next is None:
             return None

@@ -1,6 +1,7 @@
 """What reshapes the distribution before a draw: temperature, then filters that cut off its tail.
 
-Every filter sets what it removes to -inf, always keeps the most likely token, never writes into its input.
+Every filter sets what it removes to -inf, always keeps the most likely token, never writes into its input. With
+``min_tokens_to_keep`` it always keeps so many of them: beams need others to go on with where the likeliest is the end.
 Each has the name and the arithmetic that it has in transformers; the order is that of ``assemble``.
 
 Shapes: B rows, V words of the vocabulary; scores [B, V] float32.
@@ -33,8 +34,8 @@ class TemperatureLogitsWarper(LogitsProcessor):
 class TopKLogitsWarper(LogitsProcessor):
     """Keeps the ``top_k`` most likely tokens, and those as likely as the last of them."""
 
-    def __init__(self, top_k: int) -> None:
-        self.top_k = top_k
+    def __init__(self, top_k: int, min_tokens_to_keep: int = 1) -> None:
+        self.top_k = max(top_k, min_tokens_to_keep)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The filtered scores."""
@@ -45,8 +46,9 @@ class TopKLogitsWarper(LogitsProcessor):
 class TopPLogitsWarper(LogitsProcessor):
     """Keeps the smallest set of likely tokens that has probability ``top_p`` (Holtzman et al., 2019)."""
 
-    def __init__(self, top_p: float) -> None:
+    def __init__(self, top_p: float, min_tokens_to_keep: int = 1) -> None:
         self.top_p = top_p
+        self.min_tokens_to_keep = min_tokens_to_keep
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The filtered scores."""
@@ -60,7 +62,7 @@ class TopPLogitsWarper(LogitsProcessor):
         """Which tokens lie outside the nucleus, by sorting them all."""
         ascending, order = scores.sort(dim=-1)
         remove = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - self.top_p
-        remove[:, -1] = False
+        remove[:, -self.min_tokens_to_keep :] = False
         return remove.scatter(-1, order, remove)
 
     def _filter_few(self, scores: Tensor, left: int) -> Tensor:
@@ -77,21 +79,23 @@ class TopPLogitsWarper(LogitsProcessor):
 class MinPLogitsWarper(LogitsProcessor):
     """Keeps tokens at least ``min_p`` times as likely as the most likely one (Nguyen et al., 2024)."""
 
-    def __init__(self, min_p: float) -> None:
+    def __init__(self, min_p: float, min_tokens_to_keep: int = 1) -> None:
         self.min_p = min_p
+        self.min_tokens_to_keep = min_tokens_to_keep
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The filtered scores."""
         probabilities = scores.softmax(dim=-1)
         least = self.min_p * probabilities.amax(dim=-1, keepdim=True)
-        return scores.masked_fill(probabilities < least, -math.inf)
+        return _drop_unlikely(scores, probabilities, least, self.min_tokens_to_keep)
 
 
 class TypicalLogitsWarper(LogitsProcessor):
     """Keeps the tokens whose surprise is closest to the entropy, up to ``mass`` (Meister et al., 2022)."""
 
-    def __init__(self, mass: float) -> None:
+    def __init__(self, mass: float, min_tokens_to_keep: int = 1) -> None:
         self.mass = mass
+        self.min_tokens_to_keep = min_tokens_to_keep
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The filtered scores."""
@@ -101,32 +105,36 @@ class TypicalLogitsWarper(LogitsProcessor):
         cumulative = scores.gather(-1, order).softmax(dim=-1).cumsum(dim=-1)
         last = (cumulative < self.mass).sum(dim=-1, keepdim=True).clamp_(max=scores.shape[-1] - 1)
         remove = distance > distance.gather(-1, last)
-        remove[:, 0] = False
+        remove[:, : self.min_tokens_to_keep] = False
         return scores.masked_fill(remove.scatter(-1, order, remove), -math.inf)
 
 
-def _drop_unlikely(scores: Tensor, probabilities: Tensor, least: Tensor | float) -> Tensor:
-    """Scores without the tokens less likely than ``least``, unless they are the most likely one."""
-    remove = (probabilities < least) & (scores < scores.amax(dim=-1, keepdim=True))
+def _drop_unlikely(scores: Tensor, probabilities: Tensor, least: Tensor | float, keep: int) -> Tensor:
+    """Scores without the tokens less likely than ``least``, unless they are among the ``keep`` most likely ones."""
+    best = scores.amax(dim=-1, keepdim=True)
+    kept = best if keep == 1 else scores.topk(min(keep, scores.shape[-1])).values[:, -1:]
+    remove = (probabilities < least) & (scores < kept)
     return scores.masked_fill(remove, -math.inf)
 
 
 class EpsilonLogitsWarper(LogitsProcessor):
     """Keeps tokens of probability ``epsilon`` or more (Hewitt et al., 2022)."""
 
-    def __init__(self, epsilon: float) -> None:
+    def __init__(self, epsilon: float, min_tokens_to_keep: int = 1) -> None:
         self.epsilon = epsilon
+        self.min_tokens_to_keep = min_tokens_to_keep
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The filtered scores."""
-        return _drop_unlikely(scores, scores.softmax(dim=-1), self.epsilon)
+        return _drop_unlikely(scores, scores.softmax(dim=-1), self.epsilon, self.min_tokens_to_keep)
 
 
 class EtaLogitsWarper(LogitsProcessor):
     """Keeps tokens of probability ``min(epsilon, sqrt(epsilon) * exp(-entropy))`` or more (Hewitt 2022)."""
 
-    def __init__(self, epsilon: float) -> None:
+    def __init__(self, epsilon: float, min_tokens_to_keep: int = 1) -> None:
         self.epsilon = epsilon
+        self.min_tokens_to_keep = min_tokens_to_keep
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The filtered scores."""
@@ -135,7 +143,7 @@ class EtaLogitsWarper(LogitsProcessor):
         probabilities = scores.softmax(dim=-1)
         entropy = -(log_p * log_p.softmax(dim=-1)).sum(dim=-1, keepdim=True)
         least = torch.minimum(epsilon, epsilon.sqrt() * torch.exp(-entropy))
-        return _drop_unlikely(scores, probabilities, least)
+        return _drop_unlikely(scores, probabilities, least, self.min_tokens_to_keep)
 
 
 class LogitNormalization(LogitsProcessor):
