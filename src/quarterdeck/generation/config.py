@@ -12,11 +12,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from quarterdeck.errors import CheckpointCorruptError, InputError, UnsupportedOptionError
 from quarterdeck.generation.options import CALL_ARGUMENTS, IMPLEMENTED, OPTIONS
-from quarterdeck.generation.validation import check_supported, check_value
+from quarterdeck.generation.validation import check_beams, check_supported, check_value
+from quarterdeck.generation.watermark_config import WatermarkingConfig, read_watermarking_config
 from quarterdeck.locate import HubOptions
 
 FILE_NAME = "generation_config.json"
@@ -51,6 +52,12 @@ class GenerationConfig:
         "epsilon_cutoff",
         "eta_cutoff",
     )
+    BEAMS_ONLY: ClassVar[tuple[str, ...]] = (
+        "num_beam_groups",
+        "early_stopping",
+        "diversity_penalty",
+        "length_penalty",
+    )
     DICT_ONLY: ClassVar[tuple[str, ...]] = (
         "output_scores",
         "output_logits",
@@ -66,8 +73,14 @@ class GenerationConfig:
     stop_strings: str | list[str] | None
     do_sample: bool
     num_return_sequences: int
+    num_beams: int | None
+    num_beam_groups: int | None
+    early_stopping: bool | Literal["never"] | None
+    diversity_penalty: float | None
+    length_penalty: float | None
     use_cache: bool
     cache_implementation: str | None
+    cache_config: Mapping[str, Any] | None
     prefill_chunk_size: int | None
     temperature: float | None
     top_k: int | None
@@ -88,6 +101,13 @@ class GenerationConfig:
     exponential_decay_length_penalty: tuple[int, float] | None
     renormalize_logits: bool
     remove_invalid_values: bool
+    guidance_scale: float | None
+    watermarking_config: WatermarkingConfig | None
+    num_assistant_tokens: int | None
+    num_assistant_tokens_schedule: Literal["constant", "heuristic", "heuristic_transient"] | None
+    assistant_confidence_threshold: float | None
+    prompt_lookup_num_tokens: int | None
+    max_matching_ngram_size: int | None
     return_dict_in_generate: bool
     output_scores: bool
     output_logits: bool | None
@@ -124,10 +144,11 @@ class GenerationConfig:
                 "temperature=0.0 with do_sample=True would divide by zero. Set do_sample=False for the most "
                 "likely token (greedy), or a temperature above 0."
             )
-        if not self.do_sample and (self.num_return_sequences or 1) > 1:
+        check_beams(lambda name: getattr(self, name))
+        if not self.do_sample and (self.num_return_sequences or 1) > 1 and (self.num_beams or 1) == 1:
             raise InputError(
                 f"num_return_sequences={self.num_return_sequences} with do_sample=False would give the same "
-                "sequence that many times. Set do_sample=True, or num_return_sequences=1."
+                "sequence that many times. Set do_sample=True, num_beams to as many, or num_return_sequences=1."
             )
 
     def check_supported(self) -> None:
@@ -141,9 +162,14 @@ class GenerationConfig:
         if not self.do_sample:
             names = (name for name in self.SAMPLING_ONLY if self._is_set(name))
             idle.update(dict.fromkeys(names, "it needs do_sample=True"))
+        if (self.num_beams or 1) == 1:
+            names = (name for name in self.BEAMS_ONLY if self._is_set(name))
+            idle.update(dict.fromkeys(names, "it needs num_beams above 1"))
         if not self.return_dict_in_generate:
             names = (name for name in self.DICT_ONLY if self._is_set(name))
             idle.update(dict.fromkeys(names, "it needs return_dict_in_generate=True"))
+        if self.prompt_lookup_num_tokens is None and self.max_matching_ngram_size is not None:
+            idle["max_matching_ngram_size"] = "it needs prompt_lookup_num_tokens"
         if self.use_cache is False and self.cache_implementation is not None:
             idle["cache_implementation"] = "use_cache=False"
         return idle
@@ -303,14 +329,18 @@ def _normal(name: str, value: Any) -> Any:
     """The value in plain Python: tensors and arrays as numbers and lists, JSON's string keys as ids."""
     if hasattr(value, "tolist"):
         value = value.tolist()
+    if name == "watermarking_config":
+        return read_watermarking_config(value)
     if name == "logit_bias" and isinstance(value, Mapping):
         return {int(key) if str(key).isdecimal() else key: bias for key, bias in value.items()}
     return copy.deepcopy(value)
 
 
 def _jsonable(options: dict[str, Any]) -> dict[str, Any]:
-    """The same with ``sequence_bias`` as a list of pairs, since JSON has no tuples as keys."""
-    bias = options.get("sequence_bias")
+    """The same as JSON has it: ``sequence_bias`` as a list of pairs, since no tuple can be a key."""
+    watermark, bias = options.get("watermarking_config"), options.get("sequence_bias")
+    if watermark is not None:
+        options = options | {"watermarking_config": watermark.to_dict()}
     if isinstance(bias, Mapping):
         return options | {"sequence_bias": [[list(ids), number] for ids, number in bias.items()]}
     return options

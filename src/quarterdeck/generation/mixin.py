@@ -11,13 +11,19 @@ from torch import Tensor
 
 from quarterdeck.cache.base import Cache
 from quarterdeck.errors import InputError, UnsupportedOptionError
+from quarterdeck.generation.assistance import make_candidates, warn_without_assistant
+from quarterdeck.generation.beam_state import BeamOptions, Hypotheses, beam_transitions
+from quarterdeck.generation.beams import BeamStep, beam_steps
+from quarterdeck.generation.call_helpers import CallHelpers
 from quarterdeck.generation.callers import check_config, check_streamer, check_vocabulary, checked_functions
+from quarterdeck.generation.candidates import Candidates
 from quarterdeck.generation.config import GenerationConfig, describe_unknown
 from quarterdeck.generation.core import CausalModel, Plan, Step, generate_steps
 from quarterdeck.generation.inputs import MODEL_INPUTS, Prompt, checked_cache, make_prompt
-from quarterdeck.generation.options import BEAMS, CALL_ARGUMENTS
-from quarterdeck.generation.output import GenerateDecoderOnlyOutput
+from quarterdeck.generation.options import CALL_ARGUMENTS
+from quarterdeck.generation.output import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from quarterdeck.generation.plan import (
+    beam_options,
     end_tokens,
     make_cache,
     make_plan,
@@ -27,6 +33,7 @@ from quarterdeck.generation.plan import (
 )
 from quarterdeck.generation.processors import ProcessorFunction
 from quarterdeck.generation.sampling import make_generator
+from quarterdeck.generation.speculative import speculative_steps
 from quarterdeck.generation.stopping import CriterionFunction, Decoder
 from quarterdeck.generation.streamers import BaseStreamer
 
@@ -61,9 +68,15 @@ class Call:
     prompt: Prompt
     cache: Cache | None
     plan: Plan
+    beams: BeamOptions | None = None
+    candidates: Candidates | None = None
 
     def steps(self) -> Iterator[Step]:
         """Run it."""
+        if self.beams is not None:
+            return beam_steps(self.model, self.prompt, self.cache, self.plan, self.beams)
+        if self.candidates is not None:
+            return speculative_steps(self.model, self.prompt, self.cache, self.plan, self.candidates)
         return generate_steps(self.model, self.prompt, self.cache, self.plan)
 
 
@@ -84,7 +97,7 @@ class GenerationMixin:
         generator: torch.Generator | None = None,
         use_model_defaults: bool | None = None,
         **kwargs: Any,
-    ) -> Tensor | GenerateDecoderOnlyOutput:
+    ) -> Tensor | GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:
         """Continue prompts.
 
         >>> model.generate(**tokenizer("Plants create energy", return_tensors="pt"), max_new_tokens=20)
@@ -103,12 +116,16 @@ class GenerationMixin:
             **kwargs: options by name (see `GenerationConfig`), and inputs of the model: ``input_ids``,
                 ``attention_mask`` [B, P], ``inputs_embeds`` [B, P, E] (seen by the model in place of the
                 tokens), ``position_ids`` [B, P], ``past_key_values`` (a cache to continue from; the prompt
-                contains the cached tokens), ``logits_to_keep``. Anything else is refused by name.
+                contains the cached tokens), ``logits_to_keep``. Besides ``assistant_model`` (a faster model of the
+                same vocabulary, whose guesses this one judges), ``prefix_allowed_tokens_fn`` (``(row, ids) -> token
+                ids`` that may come next), ``negative_prompt_ids`` and ``negative_prompt_attention_mask`` [B, N] (the
+                prompt that ``guidance_scale`` leads away from). Anything else is refused by name.
 
         Returns:
             [B * num_return_sequences, T] int64: the prompt's tokens and the new ones (for embeddings alone, only
             the new ones), rows that finished early filled with ``pad_token_id``; or a
-            `GenerateDecoderOnlyOutput` if ``return_dict_in_generate``.
+            `GenerateDecoderOnlyOutput` if ``return_dict_in_generate``, or a `GenerateBeamDecoderOnlyOutput` if
+            besides ``num_beams`` is above 1.
 
         Raises:
             UnsupportedOptionError: an argument that is unknown, or not in this version.
@@ -127,7 +144,10 @@ class GenerationMixin:
                 use_model_defaults=use_model_defaults,
                 arguments=kwargs,
             )
-            return _collect(call, streamer)
+            if call.beams is None:
+                return _collect(call, streamer)
+            _refuse_streamer(streamer)
+            return _collect_beams(call)
         except BaseException as error:
             if isinstance(streamer, BaseStreamer):
                 streamer.fail(error)
@@ -147,6 +167,8 @@ class GenerationMixin:
         **kwargs: Any,
     ) -> Iterator[Step]:
         """The same as a generator of steps: a token of every row at a time, with scores and logits.
+
+        With ``num_beams`` above 1 steps are `BeamStep`, and their rows are beams.
 
         Arguments are checked at once; the model runs as the steps are asked for, and no further when they are not.
 
@@ -181,29 +203,31 @@ class GenerationMixin:
         Args:
             sequences: [B, T] tokens, prompt included or not.
             scores: per step [B, V], of the last tokens of ``sequences``: the output's ``scores``, or its ``logits``.
-            beam_indices: None, since there are no beams in this version.
+            beam_indices: [B, N], of a beam search: the output's ``beam_indices``. Scores are [rows, V] then, with as
+                many rows as there were beams.
             normalize_logits: give log-probabilities, whatever the scores are.
 
         Returns:
-            [B, steps]. Padding after the end of a row has a score, too, which has no meaning.
+            [B, steps]. Padding after the end of a row has a score, too, which has no meaning. With ``beam_indices``
+            [B, tokens of the longest text], 0 behind the end.
 
         Raises:
-            UnsupportedOptionError: ``beam_indices`` are given.
             InputError: there are no scores, or they are not of these sequences.
         """
-        if beam_indices is not None:
-            raise UnsupportedOptionError(f"beam_indices is refused: {BEAMS}. Leave it out.")
         if not scores:
             raise InputError("there are no scores: generate with return_dict_in_generate=True and output_scores=True")
         stacked = torch.stack(tuple(scores), dim=1)  # [B, steps, V]
+        if normalize_logits:
+            stacked = stacked.log_softmax(dim=-1)
+        if beam_indices is not None:
+            return beam_transitions(sequences, stacked, beam_indices)
         if sequences.shape[0] != stacked.shape[0] or sequences.shape[1] < stacked.shape[1]:
             raise InputError(
                 f"the scores are of {stacked.shape[0]} rows and {stacked.shape[1]} steps, and sequences is "
                 f"{list(sequences.shape)}: give both from one output of generate()"
             )
         chosen = sequences[:, sequences.shape[1] - stacked.shape[1] :, None]  # [B, steps, 1]
-        values = stacked.log_softmax(dim=-1) if normalize_logits else stacked
-        return values.gather(-1, chosen)[..., 0]
+        return stacked.gather(-1, chosen)[..., 0]
 
 
 def prepare_call(
@@ -221,8 +245,10 @@ def prepare_call(
     """Check the arguments of `generate` and decide everything that can be decided before the model runs."""
     given = {name: value for name, value in arguments.items() if name in MODEL_INPUTS}
     options = {name: value for name, value in arguments.items() if name not in MODEL_INPUTS}
+    helpers = CallHelpers.taken_from(options)
     _refuse_call_arguments(options)
     check_config(generation_config)
+    warn_without_assistant(options, helpers.assistant_model)
     defaults = model.generation_config or GenerationConfig.from_model_config(model.config)
     config = resolve_options(defaults, generation_config, use_model_defaults, options)
     check_vocabulary(config, model.config.vocab_size)
@@ -237,7 +263,7 @@ def prepare_call(
         eos=end_tokens(config),
     )
     past = checked_cache(given.get("past_key_values"), prompt)
-    copies = config.num_return_sequences or 1
+    copies = 1 if (config.num_beams or 1) > 1 else config.num_return_sequences or 1  # beams are copied later
     prompt = prompt.repeated(copies)
     explicit = options.get("max_length") is not None
     max_length = settle_lengths(config, prompt, model.config.context_length, explicit)
@@ -251,11 +277,14 @@ def prepare_call(
         processors=checked_functions("logits_processor", processors),
         criteria=checked_functions("stopping_criteria", criteria),
         logits_to_keep=_checked_logits_to_keep(given.get("logits_to_keep")),
+        made_for_call=helpers.processors(config, model, prompt, max_length),
     )
+    candidates = make_candidates(config, model, helpers.assistant_model, prompt, plan, end_tokens(config))
+    beams = beam_options(config, plan)
     cache = make_cache(config, model, past, rows=prompt.rows, room=room)
     if past is not None and past.get_seq_length() and copies > 1:
         past.batch_repeat_interleave(copies)  # last, so that a refused call leaves the caller's cache alone
-    return Call(model, config, prompt, cache, plan)
+    return Call(model, config, prompt, cache, plan, beams, candidates)
 
 
 def _refuse_call_arguments(options: dict[str, Any]) -> None:
@@ -271,6 +300,14 @@ def _checked_logits_to_keep(value: object) -> int:
     if not isinstance(value, int) or value < 0:
         raise InputError(f"logits_to_keep={value!r}: generate() takes an integer of 0 (all positions) or more")
     return value
+
+
+def _refuse_streamer(streamer: Streamer | None) -> None:
+    if streamer is not None:
+        raise InputError(
+            "a streamer cannot be used with num_beams above 1, where texts are only known at the end: leave it out, "
+            "set num_beams=1, or look at the beams of each step with generate_steps()"
+        )
 
 
 @dataclass
@@ -294,15 +331,17 @@ class _Record:
             self.hidden_states.append(step.hidden_states)
 
     def output(self, sequences: Tensor, cache: Cache | None) -> GenerateDecoderOnlyOutput:
+        return GenerateDecoderOnlyOutput(sequences=sequences, **self.fields(), past_key_values=cache)
+
+    def fields(self) -> dict[str, Any]:
+        """What was asked for, by the names that outputs have for it."""
         wanted = self.config
-        return GenerateDecoderOnlyOutput(
-            sequences=sequences,
-            scores=tuple(self.scores) if wanted.output_scores else None,
-            logits=tuple(self.logits) if wanted.output_logits else None,
-            attentions=tuple(self.attentions) if wanted.output_attentions else None,
-            hidden_states=tuple(self.hidden_states) if wanted.output_hidden_states else None,
-            past_key_values=cache,
-        )
+        return {
+            "scores": tuple(self.scores) if wanted.output_scores else None,
+            "logits": tuple(self.logits) if wanted.output_logits else None,
+            "attentions": tuple(self.attentions) if wanted.output_attentions else None,
+            "hidden_states": tuple(self.hidden_states) if wanted.output_hidden_states else None,
+        }
 
 
 def _collect(call: Call, streamer: Streamer | None) -> Tensor | GenerateDecoderOnlyOutput:
@@ -321,3 +360,26 @@ def _collect(call: Call, streamer: Streamer | None) -> Tensor | GenerateDecoderO
         streamer.end()
     sequences = sequences.clone()  # a tensor of its own, not a view into the room that was made
     return sequences if record is None else record.output(sequences, call.cache)
+
+
+def _collect_beams(call: Call) -> Tensor | GenerateBeamDecoderOnlyOutput:
+    """Run a beam search to its end; the result is what its last step found."""
+    record = _Record(call.config)
+    best: Hypotheses | None = None
+    for step in call.steps():
+        assert isinstance(step, BeamStep)
+        if call.config.return_dict_in_generate:
+            record.add(step)
+        best = step.best
+    assert best is not None
+    best = best.cropped()
+    sequences = best.ids.flatten(0, 1)
+    if not call.config.return_dict_in_generate:
+        return sequences
+    return GenerateBeamDecoderOnlyOutput(
+        sequences=sequences,
+        sequences_scores=best.scores.flatten() if call.config.output_scores else None,
+        beam_indices=best.parents.flatten(0, 1),
+        **record.fields(),
+        past_key_values=call.cache,
+    )

@@ -10,10 +10,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-BEAMS = "beam search is not in this version"
-ASSISTED = "assisted decoding is not in this version"
+CONSTRAINED = (
+    "beams that must contain given words are not in this version, and in transformers they are about to leave; a "
+    "logits_processor, or a grammar (response_format of LLM.chat), demands words and shapes"
+)
+IS_ASSISTANT = "a model drafts for another one where it is passed to generate() as assistant_model"
+EARLY_EXIT = (
+    "drafts by a model's own first layers need a model that was trained to answer from them, and no Cohere checkpoint "
+    "was; prompt_lookup_num_tokens guesses without a second model"
+)
+TOKENIZERS = (
+    "drafts of an assistant with another tokenizer are not in this version; choose an assistant that has the model's "
+    "tokenizer, or prompt_lookup_num_tokens, which needs no assistant"
+)
+HEALING = (
+    "a prompt is taken as it was tokenized; end it before a word that may go on, or let prefix_allowed_tokens_fn allow "
+    "only tokens that go on with it"
+)
 ENCODER = "it belongs to encoder-decoder models, and Cohere models have no encoder"
-REMOVED = "the decoding method behind it is not in this version"
+CONTRASTIVE = (
+    "contrastive search is not in this version, and transformers 4.56 only downloads and runs code for it; "
+    "repetition_penalty or no_repeat_ngram_size keep a text from repeating itself"
+)
+DOLA = "this method is not in this version, and transformers 4.56 only downloads and runs code for it"
+LOW_MEMORY = (
+    "beams are run together, and transformers 4.56 refuses it as well; prompts are copied for their beams after they "
+    "were run, and prefill_chunk_size lowers what running them takes"
+)
 
 
 @dataclass(frozen=True)
@@ -42,18 +65,18 @@ _TABLE = (
     # which method
     Option("do_sample", False),
     Option("num_return_sequences", 1),
-    Option("num_beams", 1, BEAMS, (None,)),
-    Option("num_beam_groups", 1, BEAMS, (None,)),
-    Option("early_stopping", False, BEAMS, (None,)),
-    Option("diversity_penalty", 0.0, BEAMS, (None,)),
-    Option("length_penalty", 1.0, BEAMS, (None,)),
-    Option("force_words_ids", None, BEAMS),
-    Option("constraints", None, BEAMS),
+    Option("num_beams", 1),
+    Option("num_beam_groups", 1),
+    Option("early_stopping", False),
+    Option("diversity_penalty", 0.0),
+    Option("length_penalty", 1.0),
+    Option("force_words_ids", None, CONSTRAINED),
+    Option("constraints", None, CONSTRAINED),
     # the cache
     Option("use_cache", True),
     Option("cache_implementation", None),
     Option("prefill_chunk_size", None),
-    Option("cache_config", None, "the caches of this version (dynamic, static) have nothing to configure", ({},)),
+    Option("cache_config", None),
     Option("return_legacy_cache", None, "caches are objects here, never tuples of tuples", (False,)),
     # the logits
     Option("temperature", 1.0),
@@ -75,9 +98,9 @@ _TABLE = (
     Option("exponential_decay_length_penalty", None),
     Option("renormalize_logits", False),
     Option("remove_invalid_values", False),
-    Option("guidance_scale", None, "classifier-free guidance is not in this version", (1, 1.0)),
-    Option("watermarking_config", None, "watermarking is not in this version"),
-    Option("token_healing", False, "token healing is not in this version", (None,)),
+    Option("guidance_scale", None),
+    Option("watermarking_config", None),
+    Option("token_healing", False, HEALING, (None,)),
     Option("encoder_repetition_penalty", 1.0, ENCODER, (None,)),
     Option("encoder_no_repeat_ngram_size", 0, ENCODER, (None,)),
     Option("decoder_start_token_id", None, ENCODER),
@@ -92,22 +115,22 @@ _TABLE = (
     Option("bos_token_id", None),
     Option("eos_token_id", None),
     # assisted decoding
-    Option("is_assistant", False, ASSISTED),
-    Option("num_assistant_tokens", 20, ASSISTED),
-    Option("num_assistant_tokens_schedule", "constant", ASSISTED),
-    Option("assistant_confidence_threshold", 0.4, ASSISTED),
-    Option("prompt_lookup_num_tokens", None, ASSISTED),
-    Option("max_matching_ngram_size", None, ASSISTED),
-    Option("assistant_early_exit", None, ASSISTED),
-    Option("assistant_lookbehind", 10, ASSISTED),
-    Option("target_lookbehind", 10, ASSISTED),
+    Option("is_assistant", False, IS_ASSISTANT, (None,)),
+    Option("num_assistant_tokens", 20),
+    Option("num_assistant_tokens_schedule", "constant"),
+    Option("assistant_confidence_threshold", 0.4),
+    Option("prompt_lookup_num_tokens", None),
+    Option("max_matching_ngram_size", None),
+    Option("assistant_early_exit", None, EARLY_EXIT),
+    Option("assistant_lookbehind", 10, TOKENIZERS, (None,)),
+    Option("target_lookbehind", 10, TOKENIZERS, (None,)),
     # compilation
     Option("compile_config", None, "nothing is compiled in this version"),
     Option("disable_compile", False, "nothing is compiled in this version", (True, None)),
     # methods that left transformers
-    Option("low_memory", None, REMOVED, (False,)),
-    Option("penalty_alpha", None, REMOVED, (0, 0.0)),
-    Option("dola_layers", None, REMOVED),
+    Option("low_memory", None, LOW_MEMORY, (False,)),
+    Option("penalty_alpha", None, CONTRASTIVE, (0, 0.0)),
+    Option("dola_layers", None, DOLA),
 )
 
 OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}
@@ -125,11 +148,11 @@ CALL_ARGUMENTS: dict[str, str | None] = {
     "seed": None,
     "generator": None,
     "use_model_defaults": None,
-    "assistant_model": ASSISTED,
-    "assistant_tokenizer": ASSISTED,
-    "prefix_allowed_tokens_fn": "write a logits processor instead: a function (input_ids, scores) -> scores",
-    "negative_prompt_ids": "classifier-free guidance is not in this version",
-    "negative_prompt_attention_mask": "classifier-free guidance is not in this version",
+    "assistant_model": None,
+    "assistant_tokenizer": TOKENIZERS,
+    "prefix_allowed_tokens_fn": None,
+    "negative_prompt_ids": None,
+    "negative_prompt_attention_mask": None,
     "custom_generate": "code from a checkpoint is never run",
     "trust_remote_code": "code from a checkpoint is never run",
     "synced_gpus": "generation over several processes is not in this version",

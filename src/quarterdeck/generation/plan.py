@@ -14,7 +14,8 @@ from quarterdeck.cache.base import Cache
 from quarterdeck.cache.dynamic import DynamicCache
 from quarterdeck.cache.static import StaticCache
 from quarterdeck.errors import InputError, UnsupportedOptionError
-from quarterdeck.generation.assemble import logits_processors, merge
+from quarterdeck.generation.assemble import MadeForCall, logits_processors, merge
+from quarterdeck.generation.beam_state import BeamOptions
 from quarterdeck.generation.config import GenerationConfig, describe_unknown
 from quarterdeck.generation.core import CausalModel, Plan
 from quarterdeck.generation.inputs import Prompt
@@ -160,6 +161,7 @@ def make_plan(
     processors: Iterable[ProcessorFunction],
     criteria: Iterable[CriterionFunction],
     logits_to_keep: int,
+    made_for_call: MadeForCall | None = None,
 ) -> Plan:
     """Everything that is decided before the first run of the model.
 
@@ -171,7 +173,12 @@ def make_plan(
         raise InputError("prefill_chunk_size needs a cache: set use_cache=True, or leave it out")
     return Plan(
         processors=logits_processors(
-            config, prompt_length=prompt.ids.shape[1], max_length=max_length, eos=ends, custom=processors
+            config,
+            prompt_length=prompt.ids.shape[1],
+            max_length=max_length,
+            eos=ends,
+            custom=processors,
+            call=made_for_call or MadeForCall(),
         ),
         criteria=_stopping_criteria(config, max_length, ends, tokenizer, criteria),
         max_length=max_length,
@@ -205,6 +212,36 @@ def _stopping_criteria(
     if ends:
         made.append(EosTokenCriteria(ends))
     return StoppingCriteriaList(merge(made, custom, "stopping criterion"))
+
+
+def beam_options(config: GenerationConfig, plan: Plan) -> BeamOptions | None:
+    """What a call asks of its beams; None if it asks for none.
+
+    The token behind the end of a text is that of transformers: the padding token if it is not 0, else the first end
+    token; with groups of beams, always the padding token.
+
+    Raises:
+        InputError: texts may end at different lengths, and nothing is there to fill them with.
+    """
+    if (config.num_beams or 1) == 1:
+        return None
+    ends = end_tokens(config)
+    pad = config.pad_token_id
+    if pad is None and len(plan.criteria) > 1:
+        raise InputError(
+            "beams may end at different lengths, and no token is there to fill them with: set pad_token_id or "
+            "eos_token_id"
+        )
+    groups = config.num_beam_groups or 1
+    return BeamOptions(
+        count=config.num_beams or 1,
+        returned=config.num_return_sequences or 1,
+        groups=groups,
+        length_penalty=1.0 if config.length_penalty is None else config.length_penalty,
+        early_stopping=config.early_stopping or False,
+        ends=ends,
+        fill=(ends[0] if ends and groups == 1 and pad == 0 else pad) or 0,
+    )
 
 
 def make_cache(

@@ -147,6 +147,28 @@ class OccurrencePenaltyLogitsProcessor(LogitsProcessor):
         return scores - self.frequency * counts - self.presence * (counts > 0)
 
 
+class HammingDiversityLogitsProcessor(LogitsProcessor):
+    """Lowers tokens that beams of other groups have just chosen, by ``diversity_penalty`` for each of them.
+
+    Attributes:
+        others: [B, beams] int64, what was chosen; the scores are those of as many beams for each of B prompts.
+    """
+
+    def __init__(self, diversity_penalty: float) -> None:
+        self.diversity_penalty = diversity_penalty
+        self.others: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores less the penalties."""
+        if self.others is None or self.others.numel() == 0:
+            return scores
+        counts = scores.new_zeros(self.others.shape[0], scores.shape[1])
+        words = scores.shape[1]  # padding may be outside
+        counts.scatter_add_(1, self.others.clamp(max=words - 1), (self.others < words).to(scores.dtype))
+        beams = scores.shape[0] // counts.shape[0]
+        return scores - self.diversity_penalty * counts.repeat_interleave(beams, dim=0)
+
+
 class NoRepeatNGramLogitsProcessor(LogitsProcessor):
     """Bans every token that would complete an n-gram that is already in the row."""
 
@@ -247,6 +269,37 @@ class SuppressTokensLogitsProcessor(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The scores without these tokens."""
         return self.tokens.ban(scores)
+
+
+class PrefixConstrainedLogitsProcessor(LogitsProcessor):
+    """Bans all tokens but those that a function allows after each row so far.
+
+    Args:
+        prefix_allowed_tokens_fn: ``(row, ids [T]) -> token ids``; of several beams of one prompt all have its number.
+        num_beams: beams per prompt.
+    """
+
+    def __init__(self, prefix_allowed_tokens_fn: Callable[[int, Tensor], Iterable[int]], num_beams: int = 1) -> None:
+        self._allowed = prefix_allowed_tokens_fn
+        self._num_beams = num_beams
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores, with -inf for what is not allowed."""
+        kept = torch.full_like(scores, -math.inf)
+        for row, ids in enumerate(input_ids):
+            tokens = torch.as_tensor(self._ids_after(row // self._num_beams, ids), device=scores.device)
+            kept[row, tokens] = scores[row, tokens]
+        return kept
+
+    def _ids_after(self, number: int, ids: Tensor) -> Tensor | list[int]:
+        allowed = self._allowed(number, ids)
+        tokens = allowed if isinstance(allowed, Tensor) else list(allowed)
+        if len(tokens) == 0:
+            raise InputError(
+                f"prefix_allowed_tokens_fn allows no token for row {number} after {len(ids)} tokens: let it return the "
+                "end token where a text is to end"
+            )
+        return tokens
 
 
 class SuppressTokensAtBeginLogitsProcessor(LogitsProcessor):

@@ -8,8 +8,16 @@ from typing import Any, NamedTuple
 
 from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.generation.options import OPTIONS
+from quarterdeck.generation.watermark_config import WatermarkingConfig
 
-CACHE_IMPLEMENTATIONS = ("dynamic", "static")
+SCHEDULES = ("constant", "heuristic", "heuristic_transient")
+"""How the length of an assistant's draft follows its success; see `DraftLength` in ``candidates``."""
+
+CACHE_IMPLEMENTATIONS = ("dynamic", "dynamic_full", "static", "offloaded", "offloaded_static", "quantized")
+"""Caches that `generate` makes by name; ``dynamic_full`` is ``dynamic``, since no layer of these models forgets."""
+
+WINDOWED_CACHES = ("sliding_window", "hybrid", "hybrid_chunked", "offloaded_hybrid", "offloaded_hybrid_chunked")
+"""Names of transformers for layers that see a window of the past only, which Cohere models do not have."""
 
 
 class Rule(NamedTuple):
@@ -103,8 +111,16 @@ RULES: dict[str, Rule] = {
     "stop_strings": Rule(_is_stop, "a string or a list of strings, none of them empty"),
     "do_sample": _BOOL,
     "num_return_sequences": _int_from(1),
+    "num_beams": _int_from(1),
+    "num_beam_groups": _int_from(1),
+    "early_stopping": Rule(lambda value: isinstance(value, bool) or value == "never", "True, False or 'never'"),
+    "diversity_penalty": Rule(lambda value: _is_number(value) and value >= 0, "a number of 0 or more"),
+    "length_penalty": Rule(_is_number, "a number"),
     "use_cache": _BOOL,
     "cache_implementation": Rule(lambda value: isinstance(value, str), "the name of a cache"),
+    "cache_config": Rule(
+        lambda value: isinstance(value, Mapping), "a dictionary of the arguments of the cache, QuantizedCache(...)"
+    ),
     "prefill_chunk_size": _int_from(1),
     "temperature": Rule(lambda value: _is_number(value) and value >= 0, "a number of 0 or more"),
     "top_k": _int_from(0),
@@ -132,6 +148,15 @@ RULES: dict[str, Rule] = {
     "output_logits": _BOOL,
     "output_attentions": _BOOL,
     "output_hidden_states": _BOOL,
+    "guidance_scale": Rule(_is_number, "a number"),
+    "watermarking_config": Rule(
+        lambda value: isinstance(value, WatermarkingConfig), "a WatermarkingConfig, or a dictionary of its values"
+    ),
+    "num_assistant_tokens": _int_from(1),
+    "num_assistant_tokens_schedule": Rule(lambda value: value in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+    "assistant_confidence_threshold": _between(0, 1),
+    "prompt_lookup_num_tokens": _int_from(1),
+    "max_matching_ngram_size": _int_from(1),
     "pad_token_id": _TOKEN,
     "bos_token_id": _TOKEN,
     "eos_token_id": _TOKEN_OR_TOKENS,
@@ -149,12 +174,46 @@ def check_value(name: str, value: Any) -> None:
         )
 
 
+def check_beams(option: Callable[[str], Any]) -> None:
+    """Raise `InputError` unless the options of beam search go together; ``option`` gives the value of one by name."""
+    beams, groups = option("num_beams") or 1, option("num_beam_groups") or 1
+    returned, diversity = option("num_return_sequences") or 1, option("diversity_penalty") or 0.0
+    if beams == 1:
+        return
+    if returned > beams:
+        raise InputError(
+            f"num_return_sequences={returned} is more than num_beams={beams}, and a search finds one text per beam: "
+            f"raise num_beams to {returned}, or lower num_return_sequences"
+        )
+    if groups == 1 and not diversity:
+        return
+    if option("do_sample"):
+        raise InputError(
+            "do_sample=True with num_beam_groups or diversity_penalty: groups of beams take the likeliest tokens. Set "
+            "do_sample=False, or num_beam_groups=1 and diversity_penalty=0.0"
+        )
+    if beams % groups:
+        raise InputError(f"num_beams={beams} cannot be divided into num_beam_groups={groups}: make it a multiple")
+    if groups == 1:
+        raise InputError(
+            f"diversity_penalty={diversity} is between groups of beams, and there is one: set num_beam_groups to 2 or "
+            "more, or leave it out"
+        )
+    if not diversity:
+        raise InputError(
+            f"num_beam_groups={groups} with diversity_penalty=0.0: all groups would find the same. Set it above 0, or "
+            "num_beam_groups=1"
+        )
+
+
 def check_supported(name: str, value: Any) -> None:
     """Raise `UnsupportedOptionError` if ``value`` asks for something that this version does not have."""
     option = OPTIONS[name]
     if name == "cache_implementation" and value not in (None, *CACHE_IMPLEMENTATIONS):
+        windowed = "it is for layers that see a window, and every layer of a Cohere model sees the whole text"
+        reason = windowed if value in WINDOWED_CACHES else "there is no such cache"
         raise UnsupportedOptionError(
-            f"cache_implementation={value!r} is not in this version. "
+            f"cache_implementation={value!r} is refused: {reason}. "
             f"Choose one of {', '.join(map(repr, CACHE_IMPLEMENTATIONS))}, or leave it out."
         )
     if option.refuses(value):
