@@ -145,6 +145,9 @@ def _attend_ragged(
     package: ModuleType, query: Tensor, key: Tensor, value: Tensor, ragged: Ragged, options: dict[str, Any]
 ) -> Tensor:
     """``[B, T, H, D]`` through ``[N, H, D]``, zero where a query is not real."""
+    empty = torch.zeros_like(query.flatten(0, 1))  # [B * T, H, D]
+    if not ragged.longest_query:
+        return empty.view(query.shape)  # nothing but padding in this run, which kernels refuse
     found: Tensor = package.flash_attn_varlen_func(
         query.flatten(0, 1)[ragged.queries],
         key.flatten(0, 1)[ragged.keys],
@@ -155,7 +158,6 @@ def _attend_ragged(
         max_seqlen_k=ragged.longest_key,
         **options,
     )
-    empty = torch.zeros_like(query.flatten(0, 1))  # [B * T, H, D]
     return empty.index_copy(0, ragged.queries, found).view(query.shape)
 
 
