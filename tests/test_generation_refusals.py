@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from quarterdeck.config import CohereConfig
-from quarterdeck.errors import InputError, UnsupportedOptionError
+from quarterdeck.errors import InputError
 from quarterdeck.generation.config import GenerationConfig
 from quarterdeck.model import CohereForCausalLM
 
@@ -151,8 +151,8 @@ def test_a_decaying_length_penalty_leaves_banned_end_tokens_banned(model: Cohere
 
 def test_transition_scores_need_scores_of_the_same_sequences(model: CohereForCausalLM) -> None:
     output = model.generate(PROMPT, max_new_tokens=3, return_dict_in_generate=True, output_scores=True)
-    with pytest.raises(UnsupportedOptionError, match="beam_indices is refused: beam search"):
-        model.compute_transition_scores(output.sequences, output.scores, torch.zeros(2, 3))
+    with pytest.raises(InputError, match=r"beam_indices is \[1, 3\] and sequences \[2, 6\]: give all three from one"):
+        model.compute_transition_scores(output.sequences, output.scores, torch.zeros(1, 3, dtype=torch.int64))
     with pytest.raises(InputError, match="there are no scores: generate with return_dict_in_generate"):
         model.compute_transition_scores(output.sequences, output.logits)
     with pytest.raises(InputError, match="scores are of 2 rows and 3 steps"):

@@ -300,7 +300,7 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "full and tensors": (lambda g: g("x", return_full_text=True, return_tensors=True), "exclude each other"),
     "text and tensors": (lambda g: g("x", return_text=True, return_tensors=True), "exclude each other"),
     "unknown": (lambda g: g("x", max_new_token=3), "max_new_token.*max_new_tokens"),
-    "beams": (lambda g: g("x", num_beams=2), "num_beams"),
+    "beams": (lambda g: g("x", num_beams=2, num_return_sequences=3), "num_beams"),
     "assistant": (lambda g: g("x", assistant_model=g.model), "assistant_model"),
     "stop_sequence": (lambda g: g("x", stop_sequence="a"), "stop_strings"),
     "batch_size": (lambda g: g("x", batch_size=0), "batch_size"),

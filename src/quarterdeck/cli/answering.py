@@ -125,6 +125,7 @@ def _settings(model: CohereForCausalLM, arguments: argparse.Namespace) -> Genera
     settings = copy.deepcopy(model.generation_config or GenerationConfig.from_model_config(model.config))
     # single answers, read token by token: what the model's file may say about anything else is not wanted here
     settings.update(num_return_sequences=1, return_dict_in_generate=False, use_cache=True, cache_implementation=None)
+    settings.update(num_beams=1, **{name: OPTIONS[name].default for name in GenerationConfig.BEAMS_ONLY})
     settings.update(
         max_new_tokens=arguments.max_tokens, **drawing(arguments.temperature, arguments.top_p, arguments.top_k)
     )

@@ -50,11 +50,12 @@ class CallHelpers:
         vocabulary = model.config.vocab_size
         return MadeForCall(
             guidance=self._guidance(config, model, prompt, max_length),
-            allowed=self._allowed(config.num_beams or 1),
+            allowed=self._allowed(max(1, (config.num_beams or 1) // (config.num_beam_groups or 1))),
             watermark=None if mark is None else WatermarkLogitsProcessor(mark, vocabulary, prompt.ids.device),
         )
 
     def _allowed(self, beams: int) -> ProcessorFunction | None:
+        """``beams`` are the rows of each prompt that processors see at once: those of a group."""
         function = self.prefix_allowed_tokens_fn
         if function is None:
             return None
