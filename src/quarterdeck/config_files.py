@@ -157,6 +157,7 @@ class ConfigFiles:
         fields |= {key: getattr(self, key) for key in _PROPERTIES}
         fields = {key: value for key, value in fields.items() if (key, value) not in _NOT_WRITTEN}
         fields = copy.deepcopy({**self._kept, **fields})
+        fields = {key: value.to_dict() if hasattr(value, "to_dict") else value for key, value in fields.items()}
         fields["model_type"] = self.model_type
         if self._head_dim is not None:
             fields["head_dim"] = self._head_dim

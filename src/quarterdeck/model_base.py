@@ -16,10 +16,11 @@ from quarterdeck.config import AttentionChoice, CohereConfig
 from quarterdeck.config_checks import one_backend
 from quarterdeck.config_files import no_config
 from quarterdeck.errors import InputError, UnsupportedOptionError
+from quarterdeck.quantization.model_side import QuantizationMixin, quantized_count, spelled_out
 from quarterdeck.weights.resize import resized_rows
 
 
-class ModelBase(nn.Module):
+class ModelBase(QuantizationMixin):
     """The part of `quarterdeck.pretrained.PreTrainedModel` that does not touch files.
 
     Attributes:
@@ -97,13 +98,16 @@ class ModelBase(nn.Module):
 
     def tied_weights(self) -> Mapping[str, str]:
         """Names of weights that share another's tensor, to that other name; none if the configuration unties them."""
-        return self._tied_weights if self.config.tie_word_embeddings else {}
+        return spelled_out(self._tied_weights) if self.config.tie_word_embeddings else {}
 
     def tie_weights(self) -> None:
         """Lets the weights that are one by the configuration be one in memory; of a pair, the embedding counts."""
         for alias, name in self.tied_weights().items():
             path, _, leaf = alias.rpartition(".")
-            setattr(self.get_submodule(path), leaf, self.get_parameter(name))
+            owner, _, own = name.rpartition(".")
+            tensor = getattr(self.get_submodule(owner), own, None)  # a weight is there by itself or in packed parts
+            if tensor is not None:
+                setattr(self.get_submodule(path), leaf, tensor)
 
     def resize_token_embeddings(
         self,
@@ -122,6 +126,8 @@ class ModelBase(nn.Module):
             InputError: no such number of rows, or one that would cut off the padding token.
         """
         old = self.get_input_embeddings()
+        if not isinstance(old, nn.Embedding):
+            raise InputError("a quantized embedding has the rows that it has: resize it before it is quantized")
         rows = _rounded_up(old.num_embeddings if new_num_tokens is None else new_num_tokens, pad_to_multiple_of)
         padding = old.padding_idx
         if padding is not None and padding >= rows:
@@ -164,7 +170,8 @@ class ModelBase(nn.Module):
         """Number of weights, tied ones once; on request without those that are not trained, or embeddings."""
         tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else set()
         counted = (p for p in self.parameters() if id(p) not in tables and (p.requires_grad or not only_trainable))
-        return sum(parameter.numel() for parameter in counted)
+        packed = 0 if only_trainable else quantized_count(self, embeddings=not exclude_embeddings)
+        return sum(parameter.numel() for parameter in counted) + packed
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
         """Bytes of all weights, tied ones once, and of the buffers if ``return_buffers``."""

@@ -23,8 +23,18 @@ from quarterdeck.generation.config import FILE_NAME as GENERATION_CONFIG
 from quarterdeck.generation.config import GenerationConfig
 from quarterdeck.locate import HubOptions
 from quarterdeck.model_base import ModelBase
+from quarterdeck.quantization.choose import (
+    AnyQuantization,
+    Quantization,
+    asked_quantization,
+    chosen_quantization,
+    default_dtype,
+)
+from quarterdeck.quantization.loading import prepare
+from quarterdeck.quantization.model_side import parts_of
+from quarterdeck.quantization.surgery import write_quantization
 from quarterdeck.weights.index import find_weights
-from quarterdeck.weights.load import LoadReport, Naming, load_weights
+from quarterdeck.weights.load import LoadReport, Naming, WeightReceiver, load_weights
 from quarterdeck.weights.options import check_load_options, device_of, weights_dtype
 from quarterdeck.weights.reader import CheckpointTensors, MemoryTensors, TensorSource, first_floating_dtype
 from quarterdeck.weights.save import replacing_checkpoint, write_weights
@@ -80,6 +90,7 @@ class PreTrainedModel(ModelBase):
         torch_dtype: str | torch.dtype | None = None,
         device_map: str | int | torch.device | Mapping[str, Any] | None = None,
         attn_implementation: AttentionChoice | Mapping[str, Any] = None,
+        quantization_config: AnyQuantization = None,
         strict: bool = True,
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
@@ -108,6 +119,9 @@ class PreTrainedModel(ModelBase):
             device_map: one device for the whole model, ``"cuda:1"``, ``1``, ``{"": "cuda:1"}``. Default: torch's
                 default device.
             attn_implementation: attention backend; see `set_attn_implementation`.
+            quantization_config: holds weights in fewer bits, quantized one by one as they are read: ``"int8"``,
+                ``"int4"``, a `QuantizationConfig` or a `BitsAndBytesConfig`. A checkpoint that is quantized says so
+                itself.
             strict: whether missing and unexpected weights are an error. If not, unexpected ones are left out and
                 missing ones initialised.
             ignore_mismatched_sizes: initialise weights whose shape differs from the checkpoint's.
@@ -119,7 +133,8 @@ class PreTrainedModel(ModelBase):
             cache_dir: folder of downloaded files.
             local_files_only: use only files downloaded before.
             force_download: download again.
-            options: fields of the configuration to override by name. Of transformers' other options
+            options: fields of the configuration to override by name; ``load_in_4bit`` and ``load_in_8bit`` with fields
+                of `BitsAndBytesConfig`, the older way to give one. Of transformers' other options
                 ``low_cpu_mem_usage``, ``use_safetensors`` and ``trust_remote_code`` are accepted where they ask
                 for what is always done here, and all others where they are off; else they are refused.
 
@@ -132,19 +147,24 @@ class PreTrainedModel(ModelBase):
         """
         name = pretrained_model_name_or_path
         hub = HubOptions(revision, token, subfolder, cache_dir, local_files_only, force_download)
+        asked_weights = asked_quantization(quantization_config, options)
         overrides = check_load_options(options)
         device = device_of(device_map)
-        asked = weights_dtype(dtype, torch_dtype)
         if name is not None and config is None:
             hub = hub.pinned_to(hub.resolve_file(name, "config.json"))
         config = cls._resolve_config(name if config is None else config, hub, overrides)
         if attn_implementation is not None:
             config.attn_implementation = attn_implementation
         source = _resolve_source(name, state_dict, hub)
+        quantization = chosen_quantization(asked_weights, getattr(config, "quantization_config", None))
+        asked = weights_dtype(default_dtype(quantization, dtype, torch_dtype), torch_dtype)
         config.dtype = (config.dtype or first_floating_dtype(source)) if asked == "auto" else asked
 
         model = cls._on_meta(config)
-        report = model._load(source, device, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes)
+        receiver = model._prepared(quantization, source)
+        report = model._load(
+            source, device, receiver=receiver, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes
+        )
         if name is not None:
             model._read_generation_config(name, hub)
         model.eval()
@@ -166,11 +186,6 @@ class PreTrainedModel(ModelBase):
             found = type(config).from_dict(values, **overrides)
         else:
             found = copy.deepcopy(config)
-        if getattr(found, "quantization_config", None):
-            raise UnsupportedOptionError(
-                "the checkpoint's weights are quantized (config.json has a quantization_config), which is not read "
-                "yet; use the checkpoint that it was made from"
-            )
         return found
 
     @classmethod
@@ -198,8 +213,22 @@ class PreTrainedModel(ModelBase):
         config.dtype = (config.dtype or torch.get_default_dtype()) if asked == "auto" else asked
         return cls(config).to(config.dtype)
 
+    def _prepared(self, quantization: Quantization | None, source: TensorSource) -> WeightReceiver | None:
+        """What fills the quantized modules, which take the places of linears; None without quantization."""
+        if quantization is None:
+            return None
+        shapes = {name: source.shape(name) for name in source.names()}
+        prefix, dtype = f"{self.base_model_prefix}.", self.config.dtype or torch.get_default_dtype()
+        return prepare(self, quantization, shapes, prefix=prefix, dtype=dtype)
+
     def _load(
-        self, source: TensorSource, device: torch.device, *, strict: bool, ignore_mismatched_sizes: bool
+        self,
+        source: TensorSource,
+        device: torch.device,
+        *,
+        receiver: WeightReceiver | None,
+        strict: bool,
+        ignore_mismatched_sizes: bool,
     ) -> LoadReport:
         report = load_weights(
             self,
@@ -208,6 +237,7 @@ class PreTrainedModel(ModelBase):
             dtype=self.config.dtype,
             place=lambda _: device,
             initialise=self._init_weights,
+            receiver=receiver,
             strict=strict,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
         )
@@ -216,7 +246,7 @@ class PreTrainedModel(ModelBase):
         return report
 
     def _naming(self) -> Naming:
-        return Naming(prefix=f"{self.base_model_prefix}.", head=self._head_weights, tied=self.tied_weights())
+        return Naming(prefix=f"{self.base_model_prefix}.", head=parts_of(self._head_weights), tied=self.tied_weights())
 
     def _read_generation_config(self, name: PathLike, hub: HubOptions) -> None:
         if not self.can_generate():
@@ -273,7 +303,8 @@ class PreTrainedModel(ModelBase):
         tensors = self._without_tied(self.state_dict() if state_dict is None else state_dict)
         config = copy.deepcopy(self.config)
         config.architectures = [type(self).__name__]
-        config.dtype = first_floating_dtype(MemoryTensors(tensors))
+        config.dtype = self.dtype if self.is_quantized else first_floating_dtype(MemoryTensors(tensors))
+        write_quantization(config, self.quantization)
         with replacing_checkpoint(Path(save_directory)) as folder:
             write_weights(tensors, folder, max_shard_size)
             config.save_pretrained(folder)

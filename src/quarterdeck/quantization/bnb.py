@@ -171,9 +171,9 @@ def dequantize_bitsandbytes(model: ModelT, dtype: torch.dtype) -> ModelT:
     for name, module in list(model.named_modules()):
         if is_bitsandbytes(module):
             with torch.device("meta"):
-                linear = nn.Linear(module.in_features, module.out_features, bias=False)  # type: ignore[arg-type]  # of a linear
+                linear = nn.Linear(module.in_features, module.out_features, bias=False)
             linear.weight = nn.Parameter(_dequantized(module).to(dtype))
-            linear.register_parameter("bias", module.bias)  # type: ignore[arg-type]  # of a linear
+            linear.register_parameter("bias", module.bias)
             put(model, name, linear)
     note(model, None)
     return model
@@ -184,9 +184,8 @@ def _dequantized(module: Any) -> Tensor:
     weight = module.weight
     if module.__class__.__name__ == "Linear8bitLt":
         scales = module.state.SCB if weight.SCB is None else weight.SCB
-        return (
-            weight.data if weight.dtype.is_floating_point else functional.int8_vectorwise_dequant(weight.data, scales)
-        )
+        rows: Tensor = weight.data
+        return rows if rows.is_floating_point() else rows * (scales[:, None] / 127)
     state: dict[str, Tensor] = {}
     module._save_to_state_dict(state, "", keep_vars=False)  # takes back what the library changes for a CPU's kernels
     full: Tensor = functional.dequantize_4bit(module.weight.data, module.weight.quant_state)

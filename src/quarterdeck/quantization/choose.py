@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, get_args
 
+import torch
+
 from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.quantization.bnb_config import BitsAndBytesConfig
 from quarterdeck.quantization.config import Format, QuantizationConfig
@@ -65,13 +67,16 @@ def asked_quantization(quantization_config: Any, options: dict[str, Any]) -> Qua
         InputError: contradictions, or nothing that can be right.
     """
     given = as_quantization(quantization_config)
-    flags = {name: options.pop(name, None) or False for name in ("load_in_4bit", "load_in_8bit")}
+    flags = {name: options.pop(name, None) for name in ("load_in_4bit", "load_in_8bit")}
+    for name, value in flags.items():
+        if not isinstance(value, bool | None):
+            raise InputError(f"{name} is {value!r}, but must be True or False")
     if not any(flags.values()):
         return given
     if given is not None:
         raise InputError("load_in_4bit and load_in_8bit are fields of quantization_config: set them there only")
     values = {name: options.pop(name) for name in list(options) if name in _BNB_OPTIONS}
-    return BitsAndBytesConfig.from_dict(values | flags)
+    return BitsAndBytesConfig.from_dict(values | {name: value or False for name, value in flags.items()})
 
 
 def chosen_quantization(asked: Quantization | None, stored: Any) -> Quantization | None:
@@ -106,3 +111,10 @@ def _only_method_differs(found: Quantization, asked: Quantization) -> bool:
     if not isinstance(found, QuantizationConfig) or not isinstance(asked, QuantizationConfig):
         return False
     return replace(found, method=asked.method) == asked and asked.method == "round-to-nearest"
+
+
+def default_dtype(quantization: Quantization | None, dtype: Any, torch_dtype: Any) -> Any:
+    """The type asked for; if none is, bitsandbytes' models are in float16, as in transformers."""
+    if dtype is None and torch_dtype is None and isinstance(quantization, BitsAndBytesConfig):
+        return torch.float16
+    return dtype

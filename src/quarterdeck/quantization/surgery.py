@@ -133,8 +133,12 @@ def put(model: nn.Module, name: str, module: nn.Module) -> None:
 def note(model: nn.Module, config: Any) -> None:
     """Says in a model's configuration how its weights are quantized; None: not at all."""
     own = getattr(model, "config", None)
-    if own is None:
-        return
+    if own is not None:
+        write_quantization(own, config)
+
+
+def write_quantization(own: Any, config: Any) -> None:
+    """Sets or removes ``quantization_config`` of a configuration."""
     if config is not None:
         own.quantization_config = config
     elif hasattr(own, "quantization_config"):

@@ -160,7 +160,7 @@ def load_weights(
             if receiver is not None and name in received:
                 receiver.receive(name, source.once(stored), place(name))
             else:
-                _assign(model, name, source.tensor(stored, dtype, place(name)))
+                put_tensor(model, name, source.tensor(stored, dtype, place(name)))
         _initialise(model, absent, dtype, place, initialise)
     return report
 
@@ -233,7 +233,7 @@ def _match_tied(
         report.unequal.append((alias, name))
 
 
-def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+def put_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:
     """Puts ``tensor`` in the place of a parameter or buffer, which keeps whether it is trained."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
@@ -241,7 +241,7 @@ def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
     if old.is_floating_point() and not tensor.is_floating_point():
         raise CheckpointMismatchError(
             f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}, but must be of a floating type: "
-            "quantized checkpoints are not read yet; use the one that this was made from"
+            "if the checkpoint is quantized, its config.json must say how (quantization_config)"
         )
     new = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
     setattr(module, leaf, new)
@@ -266,7 +266,7 @@ def _initialise(
             device = place(f"{path}.{leaf}" if path else leaf)
             kind = dtype if old.is_floating_point() else None
             fresh = torch.empty_like(old, dtype=kind, device="cpu" if device.type == "meta" else device)
-            _assign(module, leaf, fresh)
+            put_tensor(module, leaf, fresh)
         initialise(module)
         for leaf in tensors.keys() - set(absent):
             setattr(module, leaf, tensors[leaf])

@@ -27,9 +27,6 @@ _REFUSED: Mapping[str, str] = {
     "trust_remote_code": "no code of a checkpoint is ever run; the architecture is the one in this package",
     "code_revision": "no code of a checkpoint is ever run; the architecture is the one in this package",
     "weights_only": "pickle files are not opened at all; only safetensors files are read",
-    "quantization_config": "quantized loading is not there yet",
-    "load_in_8bit": "quantized loading is not there yet",
-    "load_in_4bit": "quantized loading is not there yet",
     "max_memory": "models go to one device as a whole; leave it out and give device_map a single device",
     "offload_folder": "models go to one device as a whole; leave it out",
     "offload_state_dict": "models go to one device as a whole; leave it out",
@@ -53,9 +50,7 @@ _REFUSED: Mapping[str, str] = {
 }
 
 # those of the above that False switches off, as None does all
-_SWITCHES = frozenset(
-    ("load_in_8bit", "load_in_4bit", "offload_state_dict", "offload_buffers", "from_tf", "from_flax", "use_kernels")
-)
+_SWITCHES = frozenset(("offload_state_dict", "offload_buffers", "from_tf", "from_flax", "use_kernels"))
 
 _SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 
@@ -63,7 +58,7 @@ _SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 def check_load_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments that are left for the configuration, after those of transformers that are not.
 
-    What asks for nothing (``quantization_config=None``, ``load_in_8bit=False``) is left out.
+    What asks for nothing (``max_memory=None``, ``from_tf=False``) is left out.
 
     Raises:
         UnsupportedOptionError: an option asks for what is not done here.
