@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 
 from quarterdeck.errors import InputError
 from quarterdeck.kernels.checks import check_ids, check_linear, check_matrix
+from quarterdeck.kernels.native import level_for, packed_product
 from quarterdeck.kernels.rows import BLOCK_ROWS, pack_blocks, padded_columns, quantize_rows, unpack_blocks
 
 SYMMETRIC_GROUP = 32
@@ -108,7 +109,11 @@ def linear(x: Tensor, packed: Int4Weight, bias: Tensor | None = None, *, level: 
     Raises InputError where shapes, types or devices do not fit together.
     """
     check_linear(x, packed.data, packed.rows, packed.columns, bias)
-    return linear_reference(x, packed, bias)
+    number = level_for(x, level)
+    if number is None:
+        return linear_reference(x, packed, bias)
+    tensors = (packed.data, packed.scale, packed.minimum)
+    return packed_product("quarterdeck_int4_linear", number, x, packed.rows, tensors, bias)
 
 
 def embedding(ids: Tensor, packed: Int4Weight, dtype: torch.dtype = torch.float32) -> Tensor:

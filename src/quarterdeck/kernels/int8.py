@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from quarterdeck.kernels.checks import check_ids, check_linear, check_matrix
+from quarterdeck.kernels.native import level_for, packed_product
 from quarterdeck.kernels.rows import pack_blocks, quantize_rows, unpack_blocks
 
 
@@ -75,7 +76,11 @@ def linear(x: Tensor, packed: Int8Weight, bias: Tensor | None = None, *, level: 
     Raises InputError where shapes, types or devices do not fit together.
     """
     check_linear(x, packed.data, packed.rows, packed.columns, bias)
-    return linear_reference(x, packed, bias)
+    number = level_for(x, level)
+    if number is None:
+        return linear_reference(x, packed, bias)
+    tensors = (packed.data, packed.scale, packed.row_sum)
+    return packed_product("quarterdeck_int8_linear", number, x, packed.rows, tensors, bias)
 
 
 def embedding(ids: Tensor, packed: Int8Weight, dtype: torch.dtype = torch.float32) -> Tensor:

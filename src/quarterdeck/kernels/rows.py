@@ -32,7 +32,8 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     largest = x.abs().amax(dim=-1) if x.shape[-1] else x.new_zeros(x.shape[0])
     largest = torch.where(largest < LEAST, 0.0, largest)
     finite = largest.isfinite()
-    inverse = torch.where(finite & (largest > 0), 127.0 / largest, 0.0)
+    # a number over a tensor would be its rounded reciprocal times the number
+    inverse = torch.where(finite & (largest > 0), torch.full_like(largest, 127.0) / largest, 0.0)
     values = torch.where(finite[:, None], x * inverse[:, None], 0.0).round().to(torch.int8)
     return values, torch.where(finite, largest / 127.0, torch.nan)
 

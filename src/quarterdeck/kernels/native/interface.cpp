@@ -1,0 +1,224 @@
+// The C interface that Python calls, and the choice of a level.
+#include <cstdlib>
+#include <new>
+
+#include "quarterdeck.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define QUARTERDECK_X86
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace quarterdeck {
+namespace {
+
+enum LevelNumber : int { kPortable, kAvx2, kAvxVnni, kAvx512, kAmx, kLevels };
+
+#ifdef QUARTERDECK_X86
+struct Registers {
+    uint32_t a = 0, b = 0, c = 0, d = 0;
+};
+
+Registers cpuid(uint32_t leaf, uint32_t subleaf) {
+    Registers r;
+    __get_cpuid_count(leaf, subleaf, &r.a, &r.b, &r.c, &r.d);
+    return r;
+}
+
+bool bit(uint32_t word, int index) { return word >> index & 1; }
+
+uint64_t enabled_state() {
+    if (!bit(cpuid(1, 0).c, 27)) return 0;  // OSXSAVE
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return uint64_t(high) << 32 | low;
+}
+
+// Linux hands out the 8 KiB of tile registers on request only; once granted, every thread of the process has them.
+bool request_tiles() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
+bool processor_has(int level) {
+    const uint64_t state = enabled_state();
+    const Registers one = cpuid(1, 0), seven = cpuid(7, 0), seven_one = cpuid(7, 1);
+    const bool avx2 = (state & 6) == 6 && bit(one.c, 12) && bit(one.c, 29) && bit(seven.b, 5);  // FMA, F16C, AVX2
+    const bool avx512 = avx2 && (state & 0xe6) == 0xe6 && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) &&
+                        bit(seven.b, 31) && bit(seven.c, 11);  // F, DQ, BW, VL, VNNI
+    switch (level) {
+        case kPortable: return true;
+        case kAvx2: return avx2;
+        case kAvxVnni: return avx2 && bit(seven_one.a, 4);
+        case kAvx512: return avx512;
+        default:  // tiles, int8, bf16, and vectors of bf16
+            return avx512 && (state >> 17 & 3) == 3 && bit(seven.d, 24) && bit(seven.d, 25) && bit(seven.d, 22) &&
+                   bit(seven_one.a, 5) && request_tiles();
+    }
+}
+#else
+bool processor_has(int level) { return level == kPortable; }
+#endif
+
+const Level* built(int level) {
+    switch (level) {
+        case kPortable: return level_portable();
+#ifdef QUARTERDECK_HAVE_AVX2
+        case kAvx2: return level_avx2();
+#endif
+#ifdef QUARTERDECK_HAVE_AVXVNNI
+        case kAvxVnni: return level_avxvnni();
+#endif
+#ifdef QUARTERDECK_HAVE_AVX512
+        case kAvx512: return level_avx512();
+#endif
+#ifdef QUARTERDECK_HAVE_AMX
+        case kAmx: return level_amx();
+#endif
+        default: return nullptr;
+    }
+}
+
+constexpr size_t kAlignment = 64;
+
+size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+// Memory of one call: one allocation, handed out in aligned pieces.
+class Scratch {
+  public:
+    explicit Scratch(size_t bytes) : memory_(std::aligned_alloc(kAlignment, aligned(bytes))) {}
+    ~Scratch() { std::free(memory_); }
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+    explicit operator bool() const { return memory_ != nullptr; }
+    template <class T>
+    T* take(size_t count) {
+        T* piece = reinterpret_cast<T*>(static_cast<char*>(memory_) + used_);
+        used_ += aligned(count * sizeof(T));
+        return piece;
+    }
+
+  private:
+    void* memory_;
+    size_t used_ = 0;
+};
+
+struct Call {
+    const Level* level;
+    Product product;
+    const void* x;
+    DType type;
+    int64_t blocks_per_chunk;
+    bool four_bits;
+};
+
+const void* row_of(const Call& call, int64_t row) {
+    return static_cast<const char*>(call.x) + row * call.product.k * (call.type == kFloat32 ? 4 : 2);
+}
+
+void quantize_chunk(void* context, int64_t chunk) {
+    const Call& call = *static_cast<const Call*>(context);
+    const Rows8& rows = call.product.x;
+    for (int64_t row = chunk * kTileRows; row < (chunk + 1) * kTileRows && row < rows.rows; ++row) {
+        call.level->quantize(row_of(call, row), call.type, rows, row);
+    }
+}
+
+void product_chunk(void* context, int64_t chunk) {
+    const Call& call = *static_cast<const Call*>(context);
+    const int64_t blocks = (call.product.n + kBlockRows - 1) / kBlockRows;
+    const int64_t first = chunk * call.blocks_per_chunk;
+    const int64_t last = first + call.blocks_per_chunk < blocks ? first + call.blocks_per_chunk : blocks;
+    (call.four_bits ? call.level->int4 : call.level->int8)(call.product, first, last);
+}
+
+constexpr int64_t kMostRows = 512;  // rows of activations at a time: what is quantized stays in the cache
+
+// `rows` rows of activations from `x` on; 0, or 1 where memory is short.
+int multiply(Call& call, int64_t rows, int threads) {
+    Product& p = call.product;
+    Rows8& x = p.x;
+    x.rows = rows, x.columns = p.k, x.padded = p.padded;
+    x.group = rows < kTileRows ? rows : kTileRows;
+    x.offset = !call.four_bits && call.level->offset_rows;
+    const int64_t stored = (rows + x.group - 1) / x.group * x.group;
+    const int64_t sums = call.four_bits ? rows * (p.padded / 32) : 0;
+    Scratch scratch(aligned(stored * p.padded) + aligned(rows * 4) + aligned(sums * 4));
+    if (!scratch) return 1;
+    x.data = scratch.take<int8_t>(stored * p.padded);
+    x.scale = scratch.take<float>(rows);
+    x.group_sum = sums ? scratch.take<int32_t>(sums) : nullptr;
+    parallel(threads, (rows + kTileRows - 1) / kTileRows, quantize_chunk, &call);
+    const int64_t blocks = (p.n + kBlockRows - 1) / kBlockRows;
+    int64_t per_chunk = blocks / (threads * 8) / 6 * 6;
+    call.blocks_per_chunk = per_chunk < 6 ? 6 : per_chunk > 96 ? 96 : per_chunk;
+    parallel(threads, (blocks + call.blocks_per_chunk - 1) / call.blocks_per_chunk, product_chunk, &call);
+    return 0;
+}
+
+int multiply_all(Call& call, int64_t rows, int threads) {
+    void* const out = call.product.out;
+    const void* const x = call.x;
+    for (int64_t row = 0; row < rows; row += kMostRows) {
+        call.product.out = static_cast<char*>(out) + row * call.product.n * (call.type == kFloat32 ? 4 : 2);
+        call.x = static_cast<const char*>(x) + row * call.product.k * (call.type == kFloat32 ? 4 : 2);
+        const int failed = multiply(call, rows - row < kMostRows ? rows - row : kMostRows, threads);
+        if (failed) return failed;
+    }
+    return 0;
+}
+
+int64_t pad_columns(int64_t columns) { return (columns + kBlockColumns - 1) / kBlockColumns * kBlockColumns; }
+
+}  // namespace
+}  // namespace quarterdeck
+
+using namespace quarterdeck;
+
+#define EXPORT __attribute__((visibility("default")))
+
+extern "C" {
+
+// The level's name where it is built and the processor has it; null otherwise.
+EXPORT const char* quarterdeck_level(int level) {
+    const Level* found = level >= 0 && level < kLevels ? built(level) : nullptr;
+    return found && processor_has(level) ? found->name : nullptr;
+}
+
+EXPORT const char* quarterdeck_threads() { return thread_pool_name(); }
+
+// All functions below return 0, or 1 where memory is short. The caller has checked shapes and the level.
+
+EXPORT int quarterdeck_int8_linear(int level, int threads, const void* x, int type, int64_t m, int64_t n, int64_t k,
+                            const int8_t* weights, const float* scale, const int32_t* row_sum, const float* bias,
+                            void* out) {
+    Call call{};
+    call.level = built(level);
+    call.x = x, call.type = DType(type), call.four_bits = false;
+    Product& p = call.product;
+    p.weights = weights, p.scale = scale, p.row_sum = row_sum, p.bias = bias;
+    p.n = n, p.k = k, p.padded = pad_columns(k), p.out = out, p.out_type = DType(type);
+    return multiply_all(call, m, threads);
+}
+
+EXPORT int quarterdeck_int4_linear(int level, int threads, const void* x, int type, int64_t m, int64_t n, int64_t k,
+                            const uint8_t* weights, const uint16_t* scales, const uint16_t* minima, const float* bias,
+                            void* out) {
+    Call call{};
+    call.level = built(level);
+    call.x = x, call.type = DType(type), call.four_bits = true;
+    Product& p = call.product;
+    p.weights = weights, p.scales = scales, p.minima = minima, p.bias = bias;
+    p.n = n, p.k = k, p.padded = pad_columns(k), p.out = out, p.out_type = DType(type);
+    return multiply_all(call, m, threads);
+}
+
+}  // extern "C"

@@ -1,0 +1,115 @@
+// Sixteen lanes in two AVX2 registers; with QUARTERDECK_AVX_VNNI, by the 256-bit VNNI instructions.
+#pragma once
+
+#include <immintrin.h>
+
+#include "convert.h"
+
+namespace quarterdeck {
+namespace {
+
+struct Lanes {
+#ifdef QUARTERDECK_AVX_VNNI
+    static constexpr bool kOffset = true;
+#else
+    static constexpr bool kOffset = false;
+#endif
+    static constexpr int kMostRows = 4, kMostBlocks = 1, kUnroll = 16;
+
+    struct Sum { __m256i low, high; };
+    struct Part { __m256i low, high; };  // 16-bit sums of pairs; 32 columns do not overflow: 16 * 15 * 127 < 2^15
+    struct Float { __m256 low, high; };
+    struct Weights { __m256i low, high; };
+    struct Nibbles { __m256i low, high; };
+    struct Quad { __m256i bytes; };
+
+    static Sum zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+    static Part zero_part() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+    static Float zero_float() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+
+    static __m256i load_bytes(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+    static Weights load(const int8_t* from) { return {load_bytes(from), load_bytes(from + 32)}; }
+
+    static void load_nibbles(const uint8_t* from, Nibbles& low, Nibbles& high) {
+        const __m256i mask = _mm256_set1_epi8(15);
+        const __m256i first = load_bytes(from), second = load_bytes(from + 32);
+        low = {_mm256_and_si256(first, mask), _mm256_and_si256(second, mask)};
+        high = {_mm256_and_si256(_mm256_srli_epi16(first, 4), mask), _mm256_and_si256(_mm256_srli_epi16(second, 4), mask)};
+    }
+
+    static Quad quad(const int8_t* from) {
+        int32_t bytes;
+        std::memcpy(&bytes, from, 4);
+        return {_mm256_set1_epi32(bytes)};
+    }
+
+#ifdef QUARTERDECK_AVX_VNNI
+    static Sum dot(Sum sum, Weights w, Quad quad) {
+        return {_mm256_dpbusd_avx_epi32(sum.low, quad.bytes, w.low), _mm256_dpbusd_avx_epi32(sum.high, quad.bytes, w.high)};
+    }
+    static Part dot(Part sum, Nibbles w, Quad quad) {
+        return {_mm256_dpbusd_avx_epi32(sum.low, w.low, quad.bytes), _mm256_dpbusd_avx_epi32(sum.high, w.high, quad.bytes)};
+    }
+    static __m256i widen(__m256i part) { return part; }
+#else
+    // vpmaddubsw wants one side unsigned and saturates at 16 bits: magnitudes of the weights times activations that
+    // took over their signs are at most 2 * 127 * 127, so that nothing is lost
+    static __m256i signed_dot(__m256i sum, __m256i weights, __m256i quad) {
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(quad, weights));
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+    static Sum dot(Sum sum, Weights w, Quad quad) {
+        return {signed_dot(sum.low, w.low, quad.bytes), signed_dot(sum.high, w.high, quad.bytes)};
+    }
+    static Part dot(Part sum, Nibbles w, Quad quad) {
+        return {_mm256_add_epi16(sum.low, _mm256_maddubs_epi16(w.low, quad.bytes)),
+                _mm256_add_epi16(sum.high, _mm256_maddubs_epi16(w.high, quad.bytes))};
+    }
+    static __m256i widen(__m256i part) { return _mm256_madd_epi16(part, _mm256_set1_epi16(1)); }
+#endif
+
+    static Sum add(Sum a, Sum b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
+    static Sum add(Sum sum, Part part) { return add(sum, Sum{widen(part.low), widen(part.high)}); }
+    static Sum add(Sum sum, int32_t number) {
+        const __m256i all = _mm256_set1_epi32(number);
+        return add(sum, Sum{all, all});
+    }
+    static Sum without_offset(Sum sum, const int32_t* row_sum) {
+        return {_mm256_sub_epi32(sum.low, _mm256_slli_epi32(load_bytes(row_sum), 7)),
+                _mm256_sub_epi32(sum.high, _mm256_slli_epi32(load_bytes(row_sum + 8), 7))};
+    }
+
+    static Float to_float(Sum sum) { return {_mm256_cvtepi32_ps(sum.low), _mm256_cvtepi32_ps(sum.high)}; }
+    static Float load_float(const float* from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
+    static Float load_half(const uint16_t* from) {
+        const __m128i* halves = reinterpret_cast<const __m128i*>(from);
+        return {_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
+    }
+
+    static Float multiply(Float a, Float b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+    static Float multiply(Float a, float b) { return multiply(a, Float{_mm256_set1_ps(b), _mm256_set1_ps(b)}); }
+    static Float add(Float a, Float b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
+    static Float multiply_add(Float a, Float b, Float c) {
+        return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+    }
+    static Float multiply_add(Float a, float b, Float c) {
+        return multiply_add(a, Float{_mm256_set1_ps(b), _mm256_set1_ps(b)}, c);
+    }
+
+    static void store(void* to, DType type, Float value, int64_t count) {
+        if (type == kFloat32 && count >= 16) {
+            _mm256_storeu_ps(static_cast<float*>(to), value.low);
+            _mm256_storeu_ps(static_cast<float*>(to) + 8, value.high);
+            return;
+        }
+        float lanes[16];
+        _mm256_storeu_ps(lanes, value.low);
+        _mm256_storeu_ps(lanes + 8, value.high);
+        for (int64_t i = 0; i < count && i < 16; ++i) store_float(to, type, i, lanes[i]);
+    }
+
+    static void prefetch(const void* address) { _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T0); }
+};
+
+}  // namespace
+}  // namespace quarterdeck

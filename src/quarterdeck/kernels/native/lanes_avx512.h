@@ -1,0 +1,96 @@
+// Sixteen lanes in one AVX-512 register, with VNNI.
+#pragma once
+
+#include <immintrin.h>
+
+#include "convert.h"
+
+namespace quarterdeck {
+namespace {
+
+struct Lanes {
+    static constexpr bool kOffset = true;  // vpdpbusd: unsigned activations times signed weights
+    static constexpr int kMostRows = 8, kMostBlocks = 3, kUnroll = 16;
+
+    using Sum = __m512i;
+    struct Part { __m512i sum; };
+    using Float = __m512;
+    struct Weights { __m512i bytes; };
+    struct Nibbles { __m512i bytes; };
+    struct Quad { __m512i bytes; };
+
+    static Sum zero() { return _mm512_setzero_si512(); }
+    static Part zero_part() { return {_mm512_setzero_si512()}; }
+    static Float zero_float() { return _mm512_setzero_ps(); }
+
+    static Weights load(const int8_t* from) { return {_mm512_loadu_si512(from)}; }
+
+    static void load_nibbles(const uint8_t* from, Nibbles& low, Nibbles& high) {
+        const __m512i mask = _mm512_set1_epi8(15);
+        const __m512i both = _mm512_loadu_si512(from);
+        low.bytes = _mm512_and_si512(both, mask);
+        high.bytes = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+    }
+
+    static Quad quad(const int8_t* from) {
+        int32_t bytes;
+        std::memcpy(&bytes, from, 4);
+        return {_mm512_set1_epi32(bytes)};
+    }
+
+    static Sum dot(Sum sum, Weights weights, Quad quad) { return _mm512_dpbusd_epi32(sum, quad.bytes, weights.bytes); }
+    static Part dot(Part part, Nibbles weights, Quad quad) {
+        return {_mm512_dpbusd_epi32(part.sum, weights.bytes, quad.bytes)};
+    }
+
+    static Sum add(Sum a, Sum b) { return _mm512_add_epi32(a, b); }
+    static Sum add(Sum sum, Part part) { return _mm512_add_epi32(sum, part.sum); }
+    static Sum add(Sum sum, int32_t number) { return _mm512_add_epi32(sum, _mm512_set1_epi32(number)); }
+    static Sum without_offset(Sum sum, const int32_t* row_sum) {
+        return _mm512_sub_epi32(sum, _mm512_slli_epi32(_mm512_loadu_si512(row_sum), 7));
+    }
+
+    static Float to_float(Sum sum) { return _mm512_cvtepi32_ps(sum); }
+    static Float load_float(const float* from) { return _mm512_loadu_ps(from); }
+    static Float load_half(const uint16_t* from) {
+        return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    }
+
+    static Float multiply(Float a, Float b) { return _mm512_mul_ps(a, b); }
+    static Float multiply(Float a, float b) { return _mm512_mul_ps(a, _mm512_set1_ps(b)); }
+    static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
+    static Float multiply_add(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+    static Float multiply_add(Float a, float b, Float c) { return _mm512_fmadd_ps(a, _mm512_set1_ps(b), c); }
+
+    static __m256i to_bfloat16(Float value) {
+        const __m512i bits = _mm512_castps_si512(value);
+        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+        const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+        return _mm512_cvtepi32_epi16(
+            _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7fc0)));
+    }
+
+    static void store(void* to, DType type, Float value, int64_t count) {
+        const __mmask16 mask = count >= 16 ? 0xffff : __mmask16((1u << count) - 1);
+        if (type == kFloat32) {
+            _mm512_mask_storeu_ps(to, mask, value);
+        } else {
+            const __m256i half = type == kBFloat16 ? to_bfloat16(value) : _mm512_cvtps_ph(value, 0);
+            _mm256_mask_storeu_epi16(to, mask, half);
+        }
+    }
+
+    static Float load(const void* from, DType type, int64_t count) {
+        const __mmask16 mask = count >= 16 ? 0xffff : __mmask16((1u << count) - 1);
+        if (type == kFloat32) return _mm512_maskz_loadu_ps(mask, from);
+        const __m256i half = _mm256_maskz_loadu_epi16(mask, from);
+        if (type == kFloat16) return _mm512_cvtph_ps(half);
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    }
+
+    static void prefetch(const void* address) { _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T0); }
+};
+
+}  // namespace
+}  // namespace quarterdeck

@@ -1,0 +1,121 @@
+// Sixteen lanes in plain C++: the definition of what the vector versions do.
+#pragma once
+
+#include <cmath>
+
+#include "convert.h"
+
+namespace quarterdeck {
+namespace {
+
+struct Lanes {
+    static constexpr bool kOffset = false;
+    static constexpr int kMostRows = 4, kMostBlocks = 1, kUnroll = 4;
+
+    struct Sum { int32_t lane[16]; };
+    struct Part { int32_t lane[16]; };
+    struct Float { float lane[16]; };
+    struct Weights { int8_t byte[64]; };
+    struct Nibbles { uint8_t byte[64]; };
+    struct Quad { int8_t byte[4]; };
+
+    static Sum zero() { return Sum{}; }
+    static Part zero_part() { return Part{}; }
+    static Float zero_float() { return Float{}; }
+
+    static Weights load(const int8_t* from) {
+        Weights weights;
+        std::memcpy(weights.byte, from, 64);
+        return weights;
+    }
+
+    static void load_nibbles(const uint8_t* from, Nibbles& low, Nibbles& high) {
+        for (int i = 0; i < 64; ++i) low.byte[i] = from[i] & 15, high.byte[i] = from[i] >> 4;
+    }
+
+    static Quad quad(const int8_t* from) {
+        Quad quad;
+        std::memcpy(quad.byte, from, 4);
+        return quad;
+    }
+
+    static Sum dot(Sum sum, const Weights& weights, Quad quad) {
+        for (int i = 0; i < 64; ++i) sum.lane[i / 4] += int32_t(weights.byte[i]) * quad.byte[i % 4];
+        return sum;
+    }
+
+    static Part dot(Part sum, const Nibbles& weights, Quad quad) {
+        for (int i = 0; i < 64; ++i) sum.lane[i / 4] += int32_t(weights.byte[i]) * quad.byte[i % 4];
+        return sum;
+    }
+
+    static Sum add(Sum a, const Sum& b) {
+        for (int i = 0; i < 16; ++i) a.lane[i] += b.lane[i];
+        return a;
+    }
+
+    static Sum add(Sum sum, Part part) {
+        for (int i = 0; i < 16; ++i) sum.lane[i] += part.lane[i];
+        return sum;
+    }
+
+    static Sum add(Sum sum, int32_t number) {
+        for (int i = 0; i < 16; ++i) sum.lane[i] += number;
+        return sum;
+    }
+
+    // sum - 128 * row_sum: unused where activations are signed
+    static Sum without_offset(Sum sum, const int32_t*) { return sum; }
+
+    static Float to_float(const Sum& sum) {
+        Float result;
+        for (int i = 0; i < 16; ++i) result.lane[i] = float(sum.lane[i]);
+        return result;
+    }
+
+    static Float load_float(const float* from) {
+        Float result;
+        std::memcpy(result.lane, from, 64);
+        return result;
+    }
+
+    static Float load_half(const uint16_t* from) {
+        Float result;
+        for (int i = 0; i < 16; ++i) result.lane[i] = from_float16(from[i]);
+        return result;
+    }
+
+    static Float multiply(Float a, const Float& b) {
+        for (int i = 0; i < 16; ++i) a.lane[i] *= b.lane[i];
+        return a;
+    }
+
+    static Float multiply(Float a, float b) {
+        for (int i = 0; i < 16; ++i) a.lane[i] *= b;
+        return a;
+    }
+
+    static Float add(Float a, const Float& b) {
+        for (int i = 0; i < 16; ++i) a.lane[i] += b.lane[i];
+        return a;
+    }
+
+    static Float multiply_add(const Float& a, const Float& b, Float c) {
+        for (int i = 0; i < 16; ++i) c.lane[i] += a.lane[i] * b.lane[i];
+        return c;
+    }
+
+    static Float multiply_add(const Float& a, float b, Float c) {
+        for (int i = 0; i < 16; ++i) c.lane[i] += a.lane[i] * b;
+        return c;
+    }
+
+    static void store(void* to, DType type, const Float& value, int64_t count) {
+        for (int64_t i = 0; i < count; ++i) store_float(to, type, i, value.lane[i]);
+    }
+
+    static void prefetch(const void*) {}
+};
+
+}  // namespace
+}  // namespace quarterdeck

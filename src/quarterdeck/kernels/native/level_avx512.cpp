@@ -1,0 +1,12 @@
+#include "lanes_avx512.h"
+#include "linear.h"
+#include "quantize.h"
+
+namespace quarterdeck {
+
+const Level* level_avx512() {
+    static const Level level = {"avx512", Lanes::kOffset, quantize_row, int8_product, int4_product};
+    return &level;
+}
+
+}  // namespace quarterdeck

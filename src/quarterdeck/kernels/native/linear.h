@@ -1,0 +1,194 @@
+// Products with packed weights, written once over sixteen lanes. Include after a lanes_*.h.
+//
+// A block is 16 rows of weights: lane i is row i. Four neighbouring columns (a "quad") of an activation row are
+// broadcast to all lanes, and each lane adds its four products to its sum.
+#pragma once
+
+#include "quarterdeck.h"
+
+namespace quarterdeck {
+namespace {
+
+// Writes one activation row's 16 results of one block.
+inline void finish(const Product& p, Lanes::Float value, int64_t row, int64_t block) {
+    const int64_t column = block * kBlockRows;
+    const int64_t count = p.n - column < kBlockRows ? p.n - column : kBlockRows;
+    if (p.bias) {
+        if (count == kBlockRows) {
+            value = Lanes::add(value, Lanes::load_float(p.bias + column));
+        } else {
+            float bias[kBlockRows] = {};
+            for (int64_t i = 0; i < count; ++i) bias[i] = p.bias[column + i];
+            value = Lanes::add(value, Lanes::load_float(bias));
+        }
+    }
+    Lanes::store(advance(p.out, p.out_type, row * p.n + column), p.out_type, value, count);
+}
+
+inline void finish_int8(const Product& p, Lanes::Sum sum, int64_t row, int64_t block) {
+    const int64_t column = block * kBlockRows;
+    float scale[kBlockRows] = {};
+    int32_t row_sum[kBlockRows] = {};
+    const float* scales = p.scale + column;
+    const int32_t* row_sums = p.row_sum + column;
+    if (p.n - column < kBlockRows) {
+        for (int64_t i = 0; i < p.n - column; ++i) scale[i] = scales[i], row_sum[i] = row_sums[i];
+        scales = scale, row_sums = row_sum;
+    }
+    if (Lanes::kOffset) sum = Lanes::without_offset(sum, row_sums);
+    const Lanes::Float value = Lanes::multiply(Lanes::to_float(sum), Lanes::load_float(scales));
+    finish(p, Lanes::multiply(value, p.x.scale[row]), row, block);
+}
+
+// R activation rows by B blocks; U sums per result, so that additions need not wait for each other.
+template <int R, int B, int U>
+void int8_tile(const Product& p, int64_t row, int64_t block) {
+    Lanes::Sum sum[U][R][B];
+    for (int u = 0; u < U; ++u)
+        for (int r = 0; r < R; ++r)
+            for (int b = 0; b < B; ++b) sum[u][r][b] = Lanes::zero();
+    const int8_t* weights = static_cast<const int8_t*>(p.weights) + block * kBlockRows * p.padded;
+    const int64_t block_bytes = kBlockRows * p.padded;
+    const int8_t* x = p.x.quad(row, 0);
+    for (int64_t column = 0; column < p.padded; column += kBlockColumns) {
+#pragma GCC unroll Lanes::kUnroll
+        for (int q = 0; q < 16; ++q) {
+            Lanes::Weights w[B];
+#pragma GCC unroll 8
+            for (int b = 0; b < B; ++b) w[b] = Lanes::load(weights + b * block_bytes + q * 64);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) {
+                const Lanes::Quad quad = Lanes::quad(x + r * kBlockColumns + q * 4);
+#pragma GCC unroll 8
+                for (int b = 0; b < B; ++b) sum[q % U][r][b] = Lanes::dot(sum[q % U][r][b], w[b], quad);
+            }
+        }
+        weights += kBlockRows * kBlockColumns;
+        x += kBlockColumns * p.x.group;
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+        for (int b = 0; b < B; ++b) {
+            Lanes::Sum total = sum[0][r][b];
+            for (int u = 1; u < U; ++u) total = Lanes::add(total, sum[u][r][b]);
+            finish_int8(p, total, row + r, block + b);
+        }
+    }
+}
+
+// The same for weights in 4 bits; sums of a group of columns are scaled into float32.
+template <int R, bool Symmetric>
+void int4_tile(const Product& p, int64_t row, int64_t block) {
+    constexpr int kGroup = Symmetric ? 32 : 64;
+    Lanes::Float total[R];
+    for (int r = 0; r < R; ++r) total[r] = Lanes::zero_float();
+    const int64_t groups = p.padded / kGroup;
+    const uint8_t* weights = static_cast<const uint8_t*>(p.weights) + block * kBlockRows * p.padded / 2;
+    const uint16_t* scales = p.scales + block * groups * kBlockRows;
+    const uint16_t* minima = Symmetric ? nullptr : p.minima + block * groups * kBlockRows;
+    const int32_t* group_sum = p.x.group_sum + row * (p.padded / 32);
+    for (int64_t g = 0; g < groups; ++g) {
+        Lanes::Sum sum[R];
+        for (int r = 0; r < R; ++r) sum[r] = Lanes::zero();
+        const int8_t* x = p.x.quad(row, g * kGroup);
+#pragma GCC unroll 2
+        for (int half = 0; half < kGroup / 32; ++half) {
+            Lanes::Part part[R];
+            for (int r = 0; r < R; ++r) part[r] = Lanes::zero_part();
+#pragma GCC unroll 4
+            for (int pair = 0; pair < 4; ++pair) {
+                Lanes::Nibbles low, high;
+                Lanes::load_nibbles(weights + pair * 64, low, high);
+#pragma GCC unroll 8
+                for (int r = 0; r < R; ++r) {
+                    const int8_t* quads = x + r * kBlockColumns + half * 32 + pair * 8;
+                    part[r] = Lanes::dot(part[r], low, Lanes::quad(quads));
+                    part[r] = Lanes::dot(part[r], high, Lanes::quad(quads + 4));
+                }
+            }
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) sum[r] = Lanes::add(sum[r], part[r]);
+            weights += 256;
+        }
+        const Lanes::Float scale = Lanes::load_half(scales + g * kBlockRows);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            const int32_t* sums = group_sum + r * (p.padded / 32) + g * (kGroup / 32);
+            if (Symmetric) {
+                const Lanes::Sum centred = Lanes::add(sum[r], -8 * sums[0]);
+                total[r] = Lanes::multiply_add(Lanes::to_float(centred), scale, total[r]);
+            } else {
+                total[r] = Lanes::multiply_add(Lanes::to_float(sum[r]), scale, total[r]);
+                const Lanes::Float minimum = Lanes::load_half(minima + g * kBlockRows);
+                total[r] = Lanes::multiply_add(minimum, float(sums[0] + sums[1]), total[r]);
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r) finish(p, Lanes::multiply(total[r], p.x.scale[row + r]), row + r, block);
+}
+
+template <int R, int B>
+void int8_rows(const Product& p, int64_t row, int64_t block) {
+    constexpr int kSums = R * B == 1 ? 4 : R * B <= 4 ? 2 : 1;
+    if constexpr (R <= Lanes::kMostRows) int8_tile<R, B, kSums>(p, row, block);
+}
+
+// Rows of x are taken kMostRows at a time; a group of 16 rows is never split otherwise.
+template <int B>
+void int8_blocks(const Product& p, int64_t block) {
+    for (int64_t row = 0; row < p.x.rows; row += Lanes::kMostRows) {
+        const int64_t rows = p.x.rows - row < Lanes::kMostRows ? p.x.rows - row : Lanes::kMostRows;
+        switch (rows) {
+            case 1: int8_rows<1, B>(p, row, block); break;
+            case 2: int8_rows<2, B>(p, row, block); break;
+            case 3: int8_rows<3, B>(p, row, block); break;
+            case 4: int8_rows<4, B>(p, row, block); break;
+            case 5: int8_rows<5, B>(p, row, block); break;
+            case 6: int8_rows<6, B>(p, row, block); break;
+            case 7: int8_rows<7, B>(p, row, block); break;
+            default: int8_rows<8, B>(p, row, block); break;
+        }
+    }
+}
+
+void int8_product(const Product& p, int64_t first, int64_t last) {
+    int64_t block = first;
+    if constexpr (Lanes::kMostBlocks == 3) {
+        // more blocks at a time only where rows are many: a single stream of weights is what memory likes best
+        for (; p.x.rows > Lanes::kMostRows && block + 3 <= last; block += 3) int8_blocks<3>(p, block);
+    }
+    for (; block < last; ++block) int8_blocks<1>(p, block);
+}
+
+template <int R>
+void int4_rows(const Product& p, int64_t row, int64_t block) {
+    if constexpr (R <= Lanes::kMostRows) {
+        if (p.minima) {
+            int4_tile<R, false>(p, row, block);
+        } else {
+            int4_tile<R, true>(p, row, block);
+        }
+    }
+}
+
+void int4_product(const Product& p, int64_t first, int64_t last) {
+    for (int64_t block = first; block < last; ++block) {
+        for (int64_t row = 0; row < p.x.rows; row += Lanes::kMostRows) {
+            const int64_t rows = p.x.rows - row < Lanes::kMostRows ? p.x.rows - row : Lanes::kMostRows;
+            switch (rows) {
+                case 1: int4_rows<1>(p, row, block); break;
+                case 2: int4_rows<2>(p, row, block); break;
+                case 3: int4_rows<3>(p, row, block); break;
+                case 4: int4_rows<4>(p, row, block); break;
+                case 5: int4_rows<5>(p, row, block); break;
+                case 6: int4_rows<6>(p, row, block); break;
+                case 7: int4_rows<7>(p, row, block); break;
+                default: int4_rows<8>(p, row, block); break;
+            }
+        }
+    }
+}
+
+}  // namespace
+}  // namespace quarterdeck

@@ -1,0 +1,69 @@
+// What the native kernels share. No torch, no Python: pointers, sizes, and the number of threads to use.
+//
+// Every instruction set ("level") has one file per kind of kernel, compiled with that set's flags and nothing else;
+// the functions stand in a Level, and cpu.cpp chooses among those that were built and that the processor has.
+// All code in headers is in unnamed namespaces: two levels must never share a compiled inline function.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace quarterdeck {
+
+enum DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+constexpr int64_t kBlockRows = 16;     // rows of weights side by side
+constexpr int64_t kBlockColumns = 64;  // columns are padded to whole multiples
+constexpr int64_t kTileRows = 16;      // rows of activations in a tile
+
+// Activations in 8 bits. Rows are in groups of `group` (16, or fewer where there are fewer rows), and stored
+// [rows / group][columns / 64][group][64], so that 16 rows by 64 columns are one contiguous tile.
+struct Rows8 {
+    int8_t* data;
+    float* scale;        // per row
+    int32_t* group_sum;  // sums of 32 columns, [rows][columns / 32]; null where nobody needs them
+    int64_t rows, columns, padded;
+    int64_t group;
+    bool offset;  // stored as unsigned bytes, 128 higher
+
+    const int8_t* quad(int64_t row, int64_t column) const {
+        const int64_t first = row / group * group;
+        return data + first * padded + column / 64 * 64 * group + (row - first) * 64 + column % 64;
+    }
+};
+
+// One product y = x W^T + bias.
+struct Product {
+    const void* weights;
+    const float* scale;        // int8: per row
+    const int32_t* row_sum;    // int8: per row
+    const uint16_t* scales;    // int4: float16 [N / 16][columns / group][16]
+    const uint16_t* minima;    // int4, asymmetric: as scales; otherwise null
+    const float* bias;         // may be null
+    int64_t n, k, padded;      // rows and columns of the weight, columns with padding
+    void* out;                 // [m, n]
+    DType out_type;
+    Rows8 x;
+};
+
+struct Level {
+    const char* name;
+    bool offset_rows;  // the int8 product wants activations as unsigned bytes
+    // row `row` of `rows` from x, [columns] of `type`
+    void (*quantize)(const void* x, DType type, const Rows8& rows, int64_t row);
+    // all rows of x times blocks [first, last) of 16 rows of weights
+    void (*int8)(const Product& product, int64_t first, int64_t last);
+    void (*int4)(const Product& product, int64_t first, int64_t last);
+};
+
+const Level* level_portable();
+const Level* level_avx2();
+const Level* level_avxvnni();
+const Level* level_avx512();
+const Level* level_amx();
+
+// Calls work(context, chunk) for every chunk in [0, chunks), from up to `threads` threads.
+void parallel(int threads, int64_t chunks, void (*work)(void*, int64_t), void* context);
+const char* thread_pool_name();
+
+}  // namespace quarterdeck
