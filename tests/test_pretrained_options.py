@@ -84,20 +84,6 @@ def test_one_device(checkpoint: Path, place: Any) -> None:
     assert load(checkpoint, device_map=place).device.type == "cpu"
 
 
-def test_auto_is_the_only_accelerator_or_the_cpu(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not torch.cuda.is_available():
-        assert load(checkpoint, device_map="auto").device.type == "cpu"
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UnsupportedOptionError, match="device_map='auto' is refused"):
-        load(checkpoint, device_map="auto")
-
-
-@pytest.mark.parametrize("place", ["balanced", "sequential", {"model": "cpu", "lm_head": "cpu"}])
-def test_several_devices_are_refused(checkpoint: Path, place: Any) -> None:
-    with pytest.raises(UnsupportedOptionError, match=r"device_map=.* is refused: models go to one device"):
-        load(checkpoint, device_map=place)
-
-
 def test_a_device_that_there_is_not(checkpoint: Path) -> None:
     with pytest.raises(InputError, match="device_map is 'engine room', which is no device"):
         load(checkpoint, device_map="engine room")
@@ -250,6 +236,7 @@ def test_what_is_off_may_be_said_to_be_off(checkpoint: Path) -> None:
         {"gguf_file": "model.gguf"},
         {"from_tf": True},
         {"max_memory": {0: "1GB"}},
+        {"offload_folder": "hold"},
         {"variant": "fp16"},
         {"use_auth_token": "x"},
     ],
@@ -300,9 +287,7 @@ def test_weights_in_whole_numbers_are_named(tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     tensors[name] = tensors[name].to(torch.int8)
     tiny().save_pretrained(tmp_path, state_dict=tensors)
-    with pytest.raises(
-        CheckpointMismatchError, match=rf"{name} is stored as int8, .*quantization_config"
-    ):
+    with pytest.raises(CheckpointMismatchError, match=rf"{name} is stored as int8, .*quantization_config"):
         load(tmp_path)
 
 

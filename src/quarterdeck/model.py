@@ -166,6 +166,7 @@ class CohereModel(PreTrainedModel):
     """The decoder without a head: tokens to hidden states."""
 
     supports_gradient_checkpointing: ClassVar[bool] = True
+    _no_split_modules: ClassVar[tuple[str, ...]] = ("CohereDecoderLayer",)
 
     def __init__(self, config: CohereConfig) -> None:
         super().__init__(config)
@@ -271,6 +272,7 @@ class CohereForCausalLM(PreTrainedModel, GenerationMixin):
     """The language model: the decoder and its output head."""
 
     supports_gradient_checkpointing: ClassVar[bool] = True
+    _no_split_modules: ClassVar[tuple[str, ...]] = ("CohereDecoderLayer",)
     loss_function = staticmethod(next_token_loss)
     _tied_weights: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from inspect import signature
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ class ModelBase(QuantizationMixin):
     main_input_name: ClassVar[str] = "input_ids"
     # names that share another's tensor if config.tie_word_embeddings, and that other name
     _tied_weights: ClassVar[Mapping[str, str]] = {}
+    # classes of modules that a device map which is worked out never divides among devices
+    _no_split_modules: ClassVar[Sequence[str]] = ()
     # names that only models with a head have; they stay behind when the base model is loaded from such a checkpoint
     _head_weights: ClassVar[frozenset[str]] = frozenset({"lm_head.weight"})
 
@@ -45,6 +47,7 @@ class ModelBase(QuantizationMixin):
             config.attn_implementation = DEFAULT_ATTENTION
         self.config = config
         self._input_grads_hook: RemovableHandle | None = None
+        self._main_device: torch.device | None = None  # of a model that is divided among places
 
     def post_init(self) -> None:
         """Called at the end of every constructor: gives fresh weights their values and ties those that are one."""
@@ -77,6 +80,19 @@ class ModelBase(QuantizationMixin):
         for module in self.modules():
             self._init_weights(module)
         self.tie_weights()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """What ``to``, ``cuda``, ``half`` and their like do.
+
+        Raises:
+            InputError: the model is divided among several places.
+        """
+        if self._main_device is not None:
+            raise InputError(
+                "the model is divided among several places (hf_device_map), so it cannot be moved or converted as a "
+                "whole: load it again with another device_map or dtype"
+            )
+        return super()._apply(fn, recurse)
 
     # -- embeddings ------------------------------------------------------------------------------------
 
@@ -123,7 +139,8 @@ class ModelBase(QuantizationMixin):
             mean_resizing: draw new rows around the mean of the old ones; otherwise as in an untrained model.
 
         Raises:
-            InputError: no such number of rows, or one that would cut off the padding token.
+            InputError: no such number of rows, or one that would cut off the padding token; or the model is divided
+                among several places.
         """
         old = self.get_input_embeddings()
         if not isinstance(old, nn.Embedding):
@@ -134,6 +151,8 @@ class ModelBase(QuantizationMixin):
             raise InputError(f"{rows} rows would cut off the padding token {padding}; give more than {padding}")
         if rows == old.num_embeddings:
             return old
+        if self._main_device is not None:
+            raise InputError("the model is divided among several places: resize it on one device, save it, load that")
         fill = None if mean_resizing else self._fill_rows
         old.weight = resized_rows(old.weight, rows, fill)
         old.num_embeddings = self.config.vocab_size = rows
@@ -158,8 +177,8 @@ class ModelBase(QuantizationMixin):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are (the first, if they are in several places)."""
-        return next(self.parameters()).device
+        """Where the weights are; of a model that is divided among several places, where its inputs go."""
+        return next(self.parameters()).device if self._main_device is None else self._main_device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -169,13 +188,20 @@ class ModelBase(QuantizationMixin):
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Number of weights, tied ones once; on request without those that are not trained, or embeddings."""
         tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else set()
-        counted = (p for p in self.parameters() if id(p) not in tables and (p.requires_grad or not only_trainable))
+        counted = (p for p in self._weights_once() if id(p) not in tables and (p.requires_grad or not only_trainable))
         packed = 0 if only_trainable else quantized_count(self, embeddings=not exclude_embeddings)
         return sum(parameter.numel() for parameter in counted) + packed
 
+    def _weights_once(self) -> list[nn.Parameter]:
+        """All weights, tied ones once, also where they are on the disk and so not one in memory."""
+        tied = self.tied_weights()
+        return [parameter for name, parameter in self.named_parameters() if name not in tied]
+
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """Bytes of all weights, tied ones once, and of the buffers if ``return_buffers``."""
-        tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
+        """Bytes of all weights, tied ones once, and of the buffers if ``return_buffers``; wherever they are."""
+        tied = self.tied_weights()
+        buffers = [buffer for name, buffer in self.named_buffers() if name not in tied] if return_buffers else []
+        tensors = [*self._weights_once(), *buffers]
         return sum(tensor.nbytes for tensor in tensors)
 
     def set_attn_implementation(self, attn_implementation: AttentionChoice | Mapping[str, Any]) -> None:

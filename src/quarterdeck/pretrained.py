@@ -35,7 +35,9 @@ from quarterdeck.quantization.model_side import parts_of
 from quarterdeck.quantization.surgery import write_quantization
 from quarterdeck.weights.index import find_weights
 from quarterdeck.weights.load import LoadReport, Naming, WeightReceiver, load_weights
-from quarterdeck.weights.options import check_load_options, device_of, weights_dtype
+from quarterdeck.weights.offload import OffloadedWeights, OffloadingReceiver, dispatch, offload_weights
+from quarterdeck.weights.options import check_load_options, weights_dtype
+from quarterdeck.weights.placement import MaxMemory, Placement, check_device_map, device_of, place_model
 from quarterdeck.weights.reader import CheckpointTensors, MemoryTensors, TensorSource, first_floating_dtype
 from quarterdeck.weights.save import replacing_checkpoint, write_weights
 
@@ -48,11 +50,16 @@ class PreTrainedModel(ModelBase):
     Attributes:
         config: the configuration; shared by a model with a head and its base model.
         generation_config: defaults of ``generate``; None for a model that cannot.
+        hf_device_map: where each part is, names of modules to numbers of accelerators, names of devices or ``"disk"``;
+            only there if ``from_pretrained`` was given a ``device_map``.
     """
+
+    hf_device_map: dict[str, int | str]
 
     def __init__(self, config: CohereConfig) -> None:
         super().__init__(config)
         self.generation_config = GenerationConfig.from_model_config(config) if self.can_generate() else None
+        self._offloaded: OffloadedWeights | None = None
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -89,6 +96,8 @@ class PreTrainedModel(ModelBase):
         dtype: str | torch.dtype | None = None,
         torch_dtype: str | torch.dtype | None = None,
         device_map: str | int | torch.device | Mapping[str, Any] | None = None,
+        max_memory: MaxMemory | None = None,
+        offload_folder: PathLike | None = None,
         attn_implementation: AttentionChoice | Mapping[str, Any] = None,
         quantization_config: AnyQuantization = None,
         strict: bool = True,
@@ -116,8 +125,14 @@ class PreTrainedModel(ModelBase):
             dtype: type of the weights: a ``torch.dtype``, its name, or ``"auto"`` for the one in the configuration,
                 or else of the first weight. Default: torch's default type, float32 unless changed.
             torch_dtype: the older name of ``dtype``.
-            device_map: one device for the whole model, ``"cuda:1"``, ``1``, ``{"": "cuda:1"}``. Default: torch's
-                default device.
+            device_map: one device for the whole model, ``"cuda:1"`` or ``1``; or the place of each part by its name,
+                a device or ``"disk"``, ``{"": 0, "model.layers.39": "disk"}``; or how to divide it among the
+                accelerators, the CPU and the disk: ``"auto"``, ``"balanced"``, ``"balanced_low_0"``,
+                ``"sequential"``. Default: torch's default device. ``hf_device_map`` then says what is where.
+            max_memory: most bytes for weights of each device, for the last kind of ``device_map``:
+                ``{0: "20GiB", "cpu": "64GiB"}``. Default: what is free.
+            offload_folder: where weights for the disk are written that are not in the checkpoint's files as they are
+                needed. Without one, those of another type are converted at each use.
             attn_implementation: attention backend; see `set_attn_implementation`.
             quantization_config: holds weights in fewer bits, quantized one by one as they are read: ``"int8"``,
                 ``"int4"``, a `QuantizationConfig` or a `BitsAndBytesConfig`. A checkpoint that is quantized says so
@@ -144,12 +159,17 @@ class PreTrainedModel(ModelBase):
             CheckpointUnsafeError: the weights are only there as pickle files.
             CheckpointMismatchError: weights and model do not fit.
             UnsupportedOptionError: an option that is not here, or no field of the configuration.
+            InputError: a device that there is not, or a ``device_map`` that does not fit the model.
         """
         name = pretrained_model_name_or_path
         hub = HubOptions(revision, token, subfolder, cache_dir, local_files_only, force_download)
         asked_weights = asked_quantization(quantization_config, options)
         overrides = check_load_options(options)
-        device = device_of(device_map)
+        places = check_device_map(device_map, max_memory)
+        if offload_folder is not None and device_map is None:
+            raise UnsupportedOptionError(
+                f"offload_folder={os.fspath(offload_folder)!r} is refused: nothing goes to the disk without a device_map"
+            )
         if name is not None and config is None:
             hub = hub.pinned_to(hub.resolve_file(name, "config.json"))
         config = cls._resolve_config(name if config is None else config, hub, overrides)
@@ -162,8 +182,17 @@ class PreTrainedModel(ModelBase):
 
         model = cls._on_meta(config)
         receiver = model._prepared(quantization, source)
+        model.tie_weights()  # which are one is seen when they are placed
+        placement = place_model(
+            model, places, max_memory=max_memory, dtype=config.dtype, is_given=device_map is not None
+        )
         report = model._load(
-            source, device, receiver=receiver, strict=strict, ignore_mismatched_sizes=ignore_mismatched_sizes
+            source,
+            placement,
+            OffloadedWeights(None if offload_folder is None else Path(offload_folder)),
+            receiver=receiver,
+            strict=strict,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
         )
         if name is not None:
             model._read_generation_config(name, hub)
@@ -224,7 +253,8 @@ class PreTrainedModel(ModelBase):
     def _load(
         self,
         source: TensorSource,
-        device: torch.device,
+        placement: Placement,
+        offloaded: OffloadedWeights,
         *,
         receiver: WeightReceiver | None,
         strict: bool,
@@ -235,15 +265,30 @@ class PreTrainedModel(ModelBase):
             source,
             naming=self._naming(),
             dtype=self.config.dtype,
-            place=lambda _: device,
+            place=placement.device,
             initialise=self._init_weights,
-            receiver=receiver,
+            receiver=OffloadingReceiver(receiver, self, placement, offloaded) if receiver is not None else None,
             strict=strict,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
         )
+        if placement.is_divided:
+            offload_weights(self, placement, source, report, offloaded, tied=self.tied_weights())
         self.tie_weights()
-        self.to(device)  # the weights are there already; tables that are no weights follow
+        self._settle(placement, offloaded)
         return report
+
+    def _settle(self, placement: Placement, offloaded: OffloadedWeights) -> None:
+        """After the weights are in their places: what is not a weight follows, and the model knows where it is."""
+        if placement.is_divided:
+            dispatch(self, placement, offloaded)
+            for module in self.modules():
+                if isinstance(module, ModelBase):
+                    module._main_device = device_of(placement.main)
+            self._offloaded = offloaded
+        else:
+            self.to(device_of(placement.main))
+        if placement.is_given:
+            self.hf_device_map = dict(placement.device_map)
 
     def _naming(self) -> Naming:
         return Naming(prefix=f"{self.base_model_prefix}.", head=parts_of(self._head_weights), tied=self.tied_weights())
@@ -286,8 +331,8 @@ class PreTrainedModel(ModelBase):
             save_function: only None.
 
         Raises:
-            InputError: a size that cannot be read, weights without values (on the meta device), or a file where the
-                folder should be.
+            InputError: a size that cannot be read, weights without values (on the meta device), a file where the
+                folder should be, or a folder whose files this model still reads from.
             UnsupportedOptionError: pickle files, an upload, other names or another writer were asked for.
         """
         if variant is not None:
@@ -305,11 +350,18 @@ class PreTrainedModel(ModelBase):
         config.architectures = [type(self).__name__]
         config.dtype = self.dtype if self.is_quantized else first_floating_dtype(MemoryTensors(tensors))
         write_quantization(config, self.quantization)
+        self._check_not_in_use(Path(save_directory))
         with replacing_checkpoint(Path(save_directory)) as folder:
-            write_weights(tensors, folder, max_shard_size)
+            write_weights(tensors, folder, max_shard_size, self._offloaded)
             config.save_pretrained(folder)
             if self.generation_config is not None:
                 self.generation_config.save_pretrained(folder)
+
+    def _check_not_in_use(self, folder: Path) -> None:
+        """Weights on the disk are read by name at each use: their files must stay."""
+        read = () if self._offloaded is None else self._offloaded.paths()
+        if any(path.parent.resolve() == folder.resolve() for path in read):
+            raise InputError(f"parts of this model are on the disk in '{folder}': save it into another folder")
 
     def _without_tied(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors, each once: without the second name of those that are one in memory."""

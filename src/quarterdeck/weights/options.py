@@ -1,4 +1,4 @@
-"""What may be asked of loading: where the weights go, in which type, and what is refused with a reason."""
+"""What may be asked of loading: the type of the weights, and what is refused with a reason."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from quarterdeck.config_checks import as_dtype
 from quarterdeck.errors import InputError, UnsupportedOptionError
 
 Dtype = str | torch.dtype | None
-DeviceMap = str | int | torch.device | Mapping[str, Any] | None
 
 # options of transformers that ask for what is always done here: the values that do
 _ALREADY_SO: Mapping[str, tuple[object, ...]] = {
@@ -20,6 +19,10 @@ _ALREADY_SO: Mapping[str, tuple[object, ...]] = {
     "trust_remote_code": (False, None),
     "weights_only": (True, None),
     "resume_download": (True, False, None),
+    # weights are placed one by one, and the CPU never holds what goes elsewhere
+    "offload_state_dict": (True, False, None),
+    # the only buffers are packed weights, which always go where their layer goes
+    "offload_buffers": (True, False, None),
 }
 
 _REFUSED: Mapping[str, str] = {
@@ -27,14 +30,10 @@ _REFUSED: Mapping[str, str] = {
     "trust_remote_code": "no code of a checkpoint is ever run; the architecture is the one in this package",
     "code_revision": "no code of a checkpoint is ever run; the architecture is the one in this package",
     "weights_only": "pickle files are not opened at all; only safetensors files are read",
-    "max_memory": "models go to one device as a whole; leave it out and give device_map a single device",
-    "offload_folder": "models go to one device as a whole; leave it out",
-    "offload_state_dict": "models go to one device as a whole; leave it out",
-    "offload_buffers": "models go to one device as a whole; leave it out",
-    "tp_size": "models go to one device as a whole; leave it out",
-    "distributed_config": "models go to one device as a whole; leave it out",
-    "tp_plan": "models go to one device as a whole; leave it out",
-    "device_mesh": "models go to one device as a whole; leave it out",
+    "tp_size": "tensors are not divided among devices, layers are: give a device_map instead",
+    "distributed_config": "tensors are not divided among devices, layers are: give a device_map instead",
+    "tp_plan": "tensors are not divided among devices, layers are: give a device_map instead",
+    "device_mesh": "tensors are not divided among devices, layers are: give a device_map instead",
     "gguf_file": "GGUF files are not read; use the checkpoint's safetensors files",
     "from_tf": "TensorFlow weights are not read; use the checkpoint's safetensors files",
     "from_flax": "Flax weights are not read; use the checkpoint's safetensors files",
@@ -50,15 +49,13 @@ _REFUSED: Mapping[str, str] = {
 }
 
 # those of the above that False switches off, as None does all
-_SWITCHES = frozenset(("offload_state_dict", "offload_buffers", "from_tf", "from_flax", "use_kernels"))
-
-_SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
+_SWITCHES = frozenset(("from_tf", "from_flax", "use_kernels"))
 
 
 def check_load_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments that are left for the configuration, after those of transformers that are not.
 
-    What asks for nothing (``max_memory=None``, ``from_tf=False``) is left out.
+    What asks for nothing (``variant=None``, ``from_tf=False``) is left out.
 
     Raises:
         UnsupportedOptionError: an option asks for what is not done here.
@@ -95,43 +92,3 @@ def weights_dtype(dtype: Dtype, torch_dtype: Dtype) -> torch.dtype | Literal["au
     if asked is None:
         return torch.get_default_dtype()
     return asked if isinstance(asked, torch.dtype) else "auto"
-
-
-def device_of(device_map: DeviceMap) -> torch.device:
-    """The one device that a device map names; torch's default device if it is None.
-
-    ``"auto"`` is the accelerator where there is one, and the CPU where there is none; with several it would spread
-    the model, which is refused.
-
-    Raises:
-        UnsupportedOptionError: the map spreads the model over several places.
-        InputError: there is no such device, or torch's default is the meta device, which holds no weights.
-    """
-    place: Any = device_map
-    if isinstance(device_map, Mapping):
-        place = device_map[""] if set(device_map) == {""} else None
-    if place == "auto" and torch.cuda.device_count() < 2:
-        place = "cuda" if torch.cuda.is_available() else "cpu"
-    if place in _SPREADING or (place is None and device_map is not None):
-        raise UnsupportedOptionError(
-            f"device_map={device_map!r} is refused: models go to one device as a whole; give one such as 'cuda:0'"
-        )
-    if place is None:
-        return _default_device()
-    try:
-        device = torch.device(place)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"device_map is {device_map!r}, which is no device: {error}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device_map is {device_map!r}, but there is no CUDA device here; use 'cpu'")
-    return device
-
-
-def _default_device() -> torch.device:
-    device = torch.get_default_device()
-    if device.type == "meta":
-        raise InputError(
-            "torch's default device is 'meta', where weights have no values: leave `with torch.device('meta')` before "
-            "from_pretrained, which builds without memory anyway, or give device_map='cpu' (or 'meta' for shapes only)"
-        )
-    return device

@@ -47,6 +47,10 @@ class TensorSource(Protocol):
         """One tensor as it is stored, on the CPU, for who reads it once and lets it go."""
         ...
 
+    def path(self, name: str) -> Path | None:
+        """The file that holds the tensor; None if it is only in memory."""
+        ...
+
 
 class MemoryTensors:
     """A state dict as a source; tensors that need no conversion are handed out themselves, not copied."""
@@ -74,6 +78,10 @@ class MemoryTensors:
         """One tensor, on the CPU."""
         return self._tensors[name].cpu()
 
+    def path(self, name: str) -> Path | None:
+        """None: it is in memory."""
+        return None
+
 
 class SafetensorsFile:
     """One safetensors file, mapped into memory.
@@ -83,7 +91,7 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self._path = path
         self._handle = _open(path)
         self._names = tuple(self._handle.keys())
 
@@ -115,14 +123,18 @@ class SafetensorsFile:
 
         Through the common one, the whole file would stay in memory beside what is made of it.
         """
-        tensor: Tensor = _open(self.path).get_tensor(name)
+        tensor: Tensor = _open(self._path).get_tensor(name)
         return tensor
+
+    def path(self, name: str) -> Path | None:
+        """The file that this is."""
+        return self._path
 
     def _mapped(self, name: str) -> Tensor:
         try:
             tensor: Tensor = self._handle.get_tensor(name)
         except (SafetensorError, RuntimeError, AttributeError) as error:
-            raise CheckpointCorruptError(f"{self.path}: tensor '{name}' cannot be read: {error}") from error
+            raise CheckpointCorruptError(f"{self._path}: tensor '{name}' cannot be read: {error}") from error
         return tensor
 
 
@@ -135,18 +147,18 @@ class CheckpointTensors:
 
     def __init__(self, files: WeightFiles) -> None:
         self._file_of: dict[str, SafetensorsFile] = {}
-        opened = [SafetensorsFile(path) for path in files.paths]
-        for file in opened:
+        opened = {path: SafetensorsFile(path) for path in files.paths}
+        for file in opened.values():
             self._file_of.update(dict.fromkeys(file.names(), file))
         if files.weight_map is not None:
-            self._check_index(files.weight_map, {file.path.name: file for file in opened})
+            self._check_index(files.weight_map, {path.name: file for path, file in opened.items()})
 
     def _check_index(self, weight_map: Mapping[str, str], files: Mapping[str, SafetensorsFile]) -> None:
         held = {shard: set(file.names()) for shard, file in files.items()}
         for name, shard in weight_map.items():
             if name not in held[shard]:
                 raise CheckpointCorruptError(
-                    f"{INDEX_FILE} places '{name}' in {files[shard].path}, which does not hold it"
+                    f"{INDEX_FILE} places '{name}' in {files[shard].path(name)}, which does not hold it"
                 )
             self._file_of[name] = files[shard]
 
@@ -169,6 +181,10 @@ class CheckpointTensors:
     def once(self, name: str) -> Tensor:
         """One tensor; see `SafetensorsFile.once`."""
         return self._file_of[name].once(name)
+
+    def path(self, name: str) -> Path | None:
+        """The file that holds the tensor."""
+        return self._file_of[name].path(name)
 
 
 def first_floating_dtype(source: TensorSource) -> torch.dtype | None:

@@ -63,26 +63,33 @@ def replacing_checkpoint(folder: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def write_weights(state_dict: Mapping[str, Tensor], folder: Path, max_shard_size: int | str) -> None:
+def write_weights(
+    state_dict: Mapping[str, Tensor],
+    folder: Path,
+    max_shard_size: int | str,
+    offloaded: Mapping[str, Tensor] | None = None,
+) -> None:
     """Writes one file, or shards with an index if the tensors are larger than ``max_shard_size`` together.
 
     Args:
         state_dict: the tensors; two that share memory are both written.
         folder: an existing folder, without weights.
         max_shard_size: bytes, or a text such as ``"5GB"``; a tensor that is larger is a shard by itself.
+        offloaded: the values of tensors that are on the meta device, asked for when their file is written.
 
     Raises:
-        InputError: nothing to write, tensors without memory, or a size that cannot be read.
+        InputError: nothing to write, tensors without values, or a size that cannot be read.
     """
-    _check_tensors(state_dict)
+    values = {} if offloaded is None else offloaded
+    _check_tensors(state_dict, values)
     shards = split_into_shards(state_dict, parse_size(max_shard_size))
     if len(shards) == 1:
-        _write_file(shards[0], folder / SINGLE_FILE)
+        write_file(shards[0], folder / SINGLE_FILE, values)
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         filename = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(shard, folder / filename)
+        write_file(shard, folder / filename, values)
         weight_map.update(dict.fromkeys(shard, filename))
     total_size = sum(tensor.nbytes for tensor in state_dict.values())
     _write_index(weight_map, total_size, folder / INDEX_FILE)
@@ -116,10 +123,10 @@ def parse_size(size: int | str) -> int:
     return count
 
 
-def _check_tensors(state_dict: Mapping[str, Tensor]) -> None:
+def _check_tensors(state_dict: Mapping[str, Tensor], offloaded: Mapping[str, Tensor]) -> None:
     if not state_dict:
         raise InputError("there are no weights to save")
-    unreal = [name for name, tensor in state_dict.items() if tensor.is_meta]
+    unreal = [name for name, tensor in state_dict.items() if tensor.is_meta and name not in offloaded]
     if unreal:
         raise InputError(
             f"{len(unreal)} weights, {unreal[0]} among them, are on the meta device and have no values to save; "
@@ -127,12 +134,13 @@ def _check_tensors(state_dict: Mapping[str, Tensor]) -> None:
         )
 
 
-def _write_file(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """One safetensors file, on the disk when this returns."""
+def write_file(tensors: Mapping[str, Tensor], path: Path, offloaded: Mapping[str, Tensor] | None = None) -> None:
+    """One safetensors file, on the disk when this returns; ``offloaded`` has what is on the meta device."""
     seen: set[int] = set()
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        moved = tensor.detach().cpu().contiguous()
+        value = offloaded[name] if tensor.is_meta and offloaded is not None else tensor
+        moved = value.detach().cpu().contiguous()
         memory = moved.untyped_storage().data_ptr()
         plain[name] = moved.clone() if memory in seen else moved  # the library refuses what shares memory
         seen.add(memory)
