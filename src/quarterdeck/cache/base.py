@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from quarterdeck.errors import InputError, UnsupportedOptionError
+from quarterdeck.errors import InputError
 
 
 @runtime_checkable
@@ -41,16 +41,6 @@ def check_config(config: object) -> None:
     """
     if not isinstance(config, CacheShape):
         raise InputError(f"config is a {type(config).__name__}, but must be a model's configuration: model.config")
-
-
-def refuse_offloading(offloading: bool) -> None:
-    """Keys and values stay on the device where the model makes them.
-
-    Raises:
-        UnsupportedOptionError: ``offloading`` is asked for.
-    """
-    if offloading:
-        raise UnsupportedOptionError("offloading=True is not there: caches stay on the model's device; leave it out")
 
 
 def check_block(stored: Tensor, new: Tensor) -> None:
@@ -81,6 +71,10 @@ class CacheLayer(ABC):
     def update(self, key: Tensor, value: Tensor, cache_position: Tensor | None) -> tuple[Tensor, Tensor]:
         """Store ``[B, G, T, D]`` and return ``[B, G, S, D]`` to attend to."""
 
+    def tensors(self) -> list[Tensor]:
+        """All that is kept; the first is ``[B, G, ...]`` of the type and on the device of what comes in."""
+        return [kept for kept in (self.keys, self.values) if kept is not None]
+
     @abstractmethod
     def get_seq_length(self) -> int:
         """Positions stored."""
@@ -101,7 +95,8 @@ class CacheLayer(ABC):
 class Cache(ABC):
     """Keys and values of all layers of a model; see the module's text for the contract."""
 
-    is_compileable: ClassVar[bool] = False
+    is_compileable: bool = False
+    """Whether a step that uses it may be compiled: same shapes and addresses at every step."""
 
     def __init__(self) -> None:
         self.layers: list[CacheLayer] = []
@@ -166,9 +161,24 @@ class Cache(ABC):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row of the batch ``repeats`` times, neighbours together."""
-        stored = next((layer.keys for layer in self.layers if layer.keys is not None), None)
+        stored = self._some_tensor()
         if stored is not None:
             self.select(torch.arange(stored.shape[0], device=stored.device).repeat_interleave(repeats))
+
+    @property
+    def rows(self) -> int | None:
+        """``B``, the sequences that are stored; ``None`` while nothing is."""
+        stored = self._some_tensor()
+        return None if stored is None else stored.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that are held, room that is not filled yet included."""
+        storages = [kept.untyped_storage() for layer in self.layers for kept in layer.tensors()]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+    def _some_tensor(self) -> Tensor | None:
+        return next((kept for layer in self.layers for kept in layer.tensors()), None)
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -176,7 +186,7 @@ class Cache(ABC):
     def __repr__(self) -> str:
         limit = self.get_max_length()
         positions = f"{self.get_seq_length()} positions" + ("" if limit is None else f" of {limit}")
-        stored = next((layer.keys for layer in self.layers if layer.keys is not None), None)
+        stored = self._some_tensor()
         if stored is None:
             return f"{type(self).__name__}({len(self)} layers, empty)"
         place = f"batch of {stored.shape[0]}, {stored.dtype} on {stored.device}"

@@ -8,7 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from quarterdeck.cache.base import Cache, CacheLayer, CacheShape, check_block, check_config, refuse_offloading
+from quarterdeck.cache.base import Cache, CacheLayer, CacheShape, check_block, check_config
+from quarterdeck.cache.offloaded import OffloadedRing
 from quarterdeck.errors import InputError
 
 _HEADROOM = 64
@@ -103,7 +104,7 @@ class DynamicCache(Cache):
     Args:
         ddp_cache_data: pairs of keys and values ``[B, G, S, D]`` to begin with, one per layer.
         config: the model's configuration; the name is checked and nothing else: all layers grow alike.
-        offloading: refused.
+        offloading: keep everything in the memory of the host, as an :class:`OffloadedCache` does.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class DynamicCache(Cache):
         offloading: bool = False,
     ) -> None:
         super().__init__()
-        refuse_offloading(offloading)
+        self._ring = OffloadedRing() if offloading else None
         if config is not None:
             check_config(config)
         if ddp_cache_data is not None and not isinstance(ddp_cache_data, Iterable):
@@ -126,8 +127,11 @@ class DynamicCache(Cache):
 
     def layer(self, layer_idx: int) -> CacheLayer:
         """The storage of one layer; new layers appear as they are asked for."""
-        while len(self.layers) <= layer_idx:
-            self.layers.append(DynamicLayer())
+        missing = layer_idx + 1 - len(self.layers)
+        if missing > 0 and self._ring is not None:
+            self.layers = list(self._ring.grown(missing))
+        elif missing > 0:
+            self.layers += [DynamicLayer() for _ in range(missing)]
         return self.layers[layer_idx]
 
     def key_length(self, new: int) -> int:
@@ -147,3 +151,27 @@ class DynamicCache(Cache):
     def from_legacy_cache(cls, past_key_values: Iterable[tuple[Tensor, Tensor]]) -> Self:
         """A cache that holds the given pairs of tensors ``[B, G, S, D]``, one per layer."""
         return cls(past_key_values)
+
+
+class OffloadedCache(DynamicCache):
+    """A cache without a limit that lives in the memory of the host; see :mod:`quarterdeck.cache.offloaded`.
+
+    It gives the numbers of a :class:`DynamicCache` on a device whose memory could not hold that: two layers' keys and
+    values are there at a time. What it costs is the bus: every step reads all keys and values across it.
+
+    >>> model.generate(ids, past_key_values=OffloadedCache(), max_new_tokens=20)
+
+    Args:
+        config: the model's configuration; the name is checked and nothing else.
+    """
+
+    def __init__(self, config: CacheShape | None = None) -> None:
+        super().__init__(config=config, offloading=True)
+
+    @classmethod
+    def from_legacy_cache(cls, past_key_values: Iterable[tuple[Tensor, Tensor]]) -> Self:
+        """A cache that holds the given pairs of tensors ``[B, G, S, D]``, one per layer."""
+        cache = cls()
+        for layer_idx, (keys, values) in enumerate(past_key_values):
+            cache.update(keys, values, layer_idx)
+        return cache

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
-from quarterdeck.cache.base import Cache, CacheLayer, CacheShape, check_block, check_config, refuse_offloading
+from quarterdeck.cache.base import Cache, CacheLayer, CacheShape, check_block, check_config
+from quarterdeck.cache.offloaded import OffloadedLayer, OffloadedRing
 from quarterdeck.errors import InputError
 
 
@@ -100,13 +99,14 @@ class StaticCache(Cache):
             device.
         device: where the buffers are made, the CPU by default; needs ``max_batch_size``.
         dtype: type of the buffers, float32 by default; needs ``max_batch_size``.
-        offloading: refused.
+        offloading: keep the buffers in the memory of the host, and on the device two layers' at a time. What comes
+            back from :meth:`update` is then what is stored, and not all of the buffers; steps cannot be compiled.
 
     Raises:
         InputError: a length or a batch of no whole number from 1, ``device`` or ``dtype`` without ``max_batch_size``.
     """
 
-    is_compileable: ClassVar[bool] = True
+    is_compileable: bool = True
 
     def __init__(
         self,
@@ -120,10 +120,14 @@ class StaticCache(Cache):
     ) -> None:
         super().__init__()
         check_config(config)
-        refuse_offloading(offloading)
         _check_count("max_cache_len", max_cache_len)
         self.max_cache_len = max_cache_len
-        layers = [StaticLayer(max_cache_len) for _ in range(config.num_hidden_layers)]
+        self.is_compileable = not offloading
+        layers: list[StaticLayer] | list[OffloadedLayer]
+        if offloading:
+            layers = OffloadedRing(max_cache_len).grown(config.num_hidden_layers)
+        else:
+            layers = [StaticLayer(max_cache_len) for _ in range(config.num_hidden_layers)]
         if max_batch_size is not None:
             _check_count("max_batch_size", max_batch_size)
             place, kind = torch.device("cpu" if device is None else device), dtype or torch.float32
@@ -139,8 +143,7 @@ class StaticCache(Cache):
     @property
     def max_batch_size(self) -> int | None:
         """Rows of the buffers; ``None`` until they are made."""
-        keys = self.layers[0].keys
-        return None if keys is None else keys.shape[0]
+        return self.rows
 
     def layer(self, layer_idx: int) -> CacheLayer:
         """The storage of one layer; InputError if there are not as many."""
@@ -165,8 +168,8 @@ class StaticCache(Cache):
         return super().update(key, value, layer_idx, cache_position)
 
     def key_length(self, new: int) -> int:
-        """Always the whole cache."""
-        return self.max_cache_len
+        """The whole cache; where it is offloaded, what is stored and ``new`` more."""
+        return self.max_cache_len if self.is_compileable else self.get_seq_length() + new
 
     def get_max_length(self) -> int | None:
         """``max_cache_len``."""
