@@ -84,7 +84,8 @@ class Hypotheses:
 
     def filled(self, fill: int) -> Hypotheses:
         """All of them one token longer, behind their end."""
-        return self.followed_by(torch.full_like(self.ids[..., 0], fill), torch.full_like(self.ids[..., 0], -1))
+        shape = self.scores.shape
+        return self.followed_by(self.ids.new_full(shape, fill), self.parents.new_full(shape, -1))
 
     def cropped(self) -> Hypotheses:
         """Without places that are behind the end of every text."""
@@ -127,7 +128,8 @@ class Beams:
         copies = ids[:, None].expand(-1, size, -1)
         nothing = ids.new_empty(rows, size, 0)
         never = torch.full((rows, size), NEVER, device=ids.device)
-        alone = never.index_fill(1, torch.zeros_like(ids[0, :1]) if ids.shape[1] else ids.new_zeros(1), 0.0)
+        alone = never.clone()
+        alone[:, 0] = 0.0
         self.running = Hypotheses(copies, nothing, alone)  # all are the same: only the first one counts
         self.finished = Hypotheses(copies, nothing, never)
         self.is_text = torch.zeros_like(never, dtype=torch.bool)
