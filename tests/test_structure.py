@@ -20,7 +20,8 @@ ROOMS = (
 
 
 PUBLIC = """
-__version__ Agent AutoConfig AutoModel AutoModelForCausalLM AutoTokenizer BatchEncoding Cache
+__version__ Agent AttentionMaskVisualizer AttentionView AutoConfig AutoModel
+AutoModelForCausalLM AutoTokenizer BatchEncoding Cache
 ChatResponse Citation CohereConfig CohereForCausalLM CohereModel CohereTokenizer CohereTokenizerFast
 Document DynamicCache GenerationConfig LLM LogitsProcessor LogitsProcessorList Message pipeline
 QuarterdeckError SamplingParams StaticCache StoppingCriteria StoppingCriteriaList

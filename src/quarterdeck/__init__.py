@@ -27,10 +27,13 @@ if TYPE_CHECKING:
     from quarterdeck.model import CohereForCausalLM, CohereModel
     from quarterdeck.pipelines import pipeline
     from quarterdeck.tokenizer import BatchEncoding, CohereTokenizer, CohereTokenizerFast
+    from quarterdeck.visualize import AttentionMaskVisualizer, AttentionView
 
 __all__ = [
     "LLM",
     "Agent",
+    "AttentionMaskVisualizer",
+    "AttentionView",
     "AutoConfig",
     "AutoModel",
     "AutoModelForCausalLM",
@@ -65,6 +68,8 @@ __all__ = [
 
 _HOMES = {
     "Agent": "chat.agent",
+    "AttentionMaskVisualizer": "visualize",
+    "AttentionView": "visualize",
     "AutoConfig": "auto",
     "AutoModel": "auto",
     "AutoModelForCausalLM": "auto",
