@@ -33,6 +33,12 @@ OPTIONS: list[dict[str, Any]] = [
     {"prefill_chunk_size": 4},
     {"cache_implementation": "static"},
     {"use_cache": False},
+    {"cache_implementation": "offloaded"},
+    {
+        "cache_implementation": "quantized",
+        "cache_config": {"q_group_size": 8, "residual_length": 4},
+        "max_new_tokens": 60,
+    },
     {"stop_strings": ["ab", "hc", "kd"], "tokenizer": Letters()},
     {"stop_strings": "f", "tokenizer": Letters()},
     {"prefix_allowed_tokens_fn": lambda row, ids: [int(ids[-1]) * 7 % 99, 3, len(ids)]},

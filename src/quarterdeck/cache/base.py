@@ -126,6 +126,10 @@ class Cache(ABC):
         """Positions stored so far (of layer ``layer_idx``; within ``forward`` layers fill one after the other)."""
         return self.layers[layer_idx].get_seq_length() if layer_idx < len(self.layers) else 0
 
+    def revocable(self) -> int | None:
+        """So many positions may be appended and cropped again without a trace, ``None`` without a limit."""
+        return None
+
     def get_max_cache_shape(self) -> int:
         """The most positions that fit, -1 without a limit (the name that transformers uses)."""
         limit = self.get_max_length()

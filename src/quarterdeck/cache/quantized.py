@@ -162,6 +162,11 @@ class QuantizedLayer(CacheLayer):
             return QuantizedBlocks(None, None, recent_keys, recent_values)
         return QuantizedBlocks(keys.read(0, keys.length), values.read(0, values.length), recent_keys, recent_values)
 
+    @property
+    def spare(self) -> int:
+        """Positions that can come before the next block is quantized."""
+        return self.storage.residual_length + self.storage.q_group_size - 1 - self._count
+
     def get_seq_length(self) -> int:
         """Positions stored."""
         return self._count + (0 if self._past is None else self._past[0].length)
@@ -250,6 +255,10 @@ class QuantizedCache(Cache):
     def get_max_length(self) -> int | None:
         """No limit."""
         return None
+
+    def revocable(self) -> int | None:
+        """As many as can be exact besides those that are; one more, and a block is rounded for good."""
+        return min((layer.spare for layer in self.layers if isinstance(layer, QuantizedLayer)), default=None)
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, {self.storage.nbits} bits)"

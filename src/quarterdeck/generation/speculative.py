@@ -109,9 +109,14 @@ class _Row:
         return self.buffer[:, : self.length]
 
     def room(self, limit: float) -> int:
-        """How many guesses may follow: one token comes behind them, and no run may reach beyond ``limit``."""
-        most = self.plan.max_length - self.length - 1
-        return max(0, int(min(most, limit - self.length)))
+        """How many guesses may follow.
+
+        One token comes behind them, no run may reach beyond ``limit``, and what the cache cannot take back without a
+        trace is not tried: guesses are run together with the token before them.
+        """
+        most = min(self.plan.max_length - self.length - 1, limit - self.length)
+        revocable = None if self.cache is None else self.cache.revocable()
+        return max(0, int(most if revocable is None else min(most, revocable - 1)))
 
     def decide(self, output: CausalLMOutputWithPast, proposal: Proposal, place: int) -> Step:
         """Choose the token that the guess number ``place`` is a guess of (or that follows all guesses)."""
