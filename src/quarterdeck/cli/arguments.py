@@ -55,7 +55,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "(default: the first accelerator, else the CPU)",
     )
     group.add_argument(
-        "--attn_implementation", "--attn-implementation", metavar="A", help="attention backend: sdpa (default) or eager"
+        "--attn_implementation",
+        "--attn-implementation",
+        metavar="A",
+        help="attention backend: sdpa (default), eager, flash_attention_2 or flex_attention",
     )
 
 
