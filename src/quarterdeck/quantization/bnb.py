@@ -26,6 +26,7 @@ Shape = tuple[int, ...]
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 _PARTS_4BIT = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+_CPU_ROWS = 32  # rows in a block of the library's layout for CPUs with AVX-512 BF16
 _STATE = "quant_state.bitsandbytes__"
 
 
@@ -218,6 +219,8 @@ def _like(linear: nn.Linear, config: BitsAndBytesConfig, bitsandbytes: Any) -> n
                 quant_type=config.bnb_4bit_quant_type,
                 quant_storage=config.bnb_4bit_quant_storage,
             )
+            if linear.in_features % made.weight.blocksize or linear.out_features % _CPU_ROWS:
+                made.support_avx512bf16_for_cpu = False  # that layout has whole blocks only, and fails otherwise
     made.bias = linear.bias
     made.requires_grad_(False)
     replaced: nn.Linear = made
