@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +80,10 @@ class LLM:
         dtype: type of the weights; ``"auto"`` is the checkpoint's.
         device: where to run: ``"cuda:1"``, ``torch.device(...)`` or a number. Default: the first accelerator, else
             the CPU.
-        attn_implementation: ``"sdpa"`` (default) or ``"eager"``.
+        device_map, max_memory, offload_folder: as in ``from_pretrained``, for a model that is divided among several
+            places, in place of ``device``. One that is partly on the CPU beside an accelerator or on the disk is for
+            one thread at a time.
+        attn_implementation: ``"sdpa"`` (default), ``"eager"``, ``"flash_attention_2"`` or ``"flex_attention"``.
         quantization: not in this version.
         revision, token: version on the hub, and the right to read it.
 
@@ -96,6 +99,9 @@ class LLM:
         tokenizer: str | os.PathLike[str] | CohereTokenizerFast | None = None,
         dtype: str | torch.dtype | None = "auto",
         device: int | str | torch.device | None = None,
+        device_map: str | Mapping[str, Any] | None = None,
+        max_memory: Mapping[int | str, int | str] | None = None,
+        offload_folder: str | os.PathLike[str] | None = None,
         attn_implementation: str | None = None,
         quantization: object = None,
         revision: str | None = None,
@@ -104,13 +110,23 @@ class LLM:
         if quantization is not None:
             raise UnsupportedOptionError(f"quantization={quantization!r} is not in this version: leave it out")
         if isinstance(model, CohereForCausalLM):
-            _refuse_loading(dtype=dtype, device=device, attn_implementation=attn_implementation, revision=revision)
+            _refuse_loading(
+                dtype=dtype,
+                device=device,
+                device_map=device_map,
+                max_memory=max_memory,
+                offload_folder=offload_folder,
+                attn_implementation=attn_implementation,
+                revision=revision,
+            )
             self.model = model
         else:
             self.model = AutoModelForCausalLM.from_pretrained(
                 EMBEDDED_MODEL if model is None else model,
                 dtype=dtype,
-                device_map=as_device(device),
+                device_map=_one_place(device, device_map),
+                max_memory=max_memory,
+                offload_folder=offload_folder,
                 attn_implementation=attn_implementation,
                 revision=revision,
                 token=token,
@@ -216,8 +232,15 @@ class LLM:
             return self._compiler
 
 
+def _one_place(device: Any, device_map: Any) -> Any:
+    """What ``from_pretrained`` takes as ``device_map``, of the two ways to give it."""
+    if device is not None and device_map is not None:
+        raise InputError("device and device_map both say where the model goes: give one of them")
+    return as_device(device) if device_map is None else device_map
+
+
 def _refuse_loading(**options: Any) -> None:
-    given = [name for name, value in options.items() if value not in (None, "auto")]
+    given = [name for name, value in options.items() if value is not None and (name, value) != ("dtype", "auto")]
     if given:
         raise InputError(
             f"{', '.join(given)} would only matter for loading, and the model is loaded already: leave out"

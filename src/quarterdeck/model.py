@@ -350,9 +350,10 @@ class CohereForCausalLM(PreTrainedModel, GenerationMixin):
             has_padding=has_padding,
             **packed,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        states = outputs.last_hidden_state
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep.to(states.device)
         # out of place: what the head returned may be kept by a hook, or be the head's own
-        logits = self.lm_head(outputs.last_hidden_state[:, kept]) * self.config.logit_scale  # [B, K, V]
+        logits = self.lm_head(states[:, kept]) * self.config.logit_scale  # [B, K, V]
         output = CausalLMOutputWithPast(
             loss=None if labels is None else self.loss_function(logits, labels, num_items_in_batch=num_items_in_batch),
             logits=logits,

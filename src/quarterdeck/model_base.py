@@ -27,6 +27,7 @@ class ModelBase(QuantizationMixin):
         config: the configuration; shared by a model with a head and its base model.
     """
 
+    config: CohereConfig
     config_class: ClassVar[type[CohereConfig]] = CohereConfig
     base_model_prefix: ClassVar[str] = "model"
     main_input_name: ClassVar[str] = "input_ids"

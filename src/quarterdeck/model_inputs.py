@@ -6,7 +6,7 @@ Shapes: ``B`` sequences, ``T`` new positions, ``E`` hidden size, ``D`` head widt
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class LayerInputs:
         cache: where keys and values are kept, if they are.
         cache_position: ``[T]`` places in the cache, where they are given.
         attend: the attention backend.
+        device: where the tensors are.
     """
 
     tables: tuple[Tensor, Tensor]
@@ -38,6 +39,27 @@ class LayerInputs:
     cache: Cache | None
     cache_position: Tensor | None
     attend: AttentionFunction
+    device: torch.device
+    _elsewhere: dict[torch.device, LayerInputs] = field(default_factory=dict, repr=False, compare=False)
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> LayerInputs:
+        """The same for layers on another device, moved once for all of them there; the cache stays as it is.
+
+        The hooks of a model that is divided among devices call it for every module that gets these inputs.
+        """
+        place = torch.device(device)
+        if place == self.device:
+            return self
+        if place not in self._elsewhere:
+            self._elsewhere[place] = replace(
+                self,
+                tables=(self.tables[0].to(place), self.tables[1].to(place)),
+                masks={window: mask.to(place) for window, mask in self.masks.items()},
+                cache_position=None if self.cache_position is None else self.cache_position.to(place),
+                device=place,
+                _elsewhere=self._elsewhere,
+            )
+        return self._elsewhere[place]
 
 
 def make_layer_inputs(
@@ -99,7 +121,8 @@ def make_layer_inputs(
         order = torch.arange(start, start + length, device=device) if cache_position is None else cache_position
         position_ids = order[None]
     attend = get_attention(backend or config.attn_implementation)
-    return LayerInputs(rotary(position_ids, x.dtype), masks, cache, cache_position, attend)
+    cos, sin = rotary(position_ids, x.dtype)
+    return LayerInputs((cos.to(device), sin.to(device)), masks, cache, cache_position, attend, device)
 
 
 def _check_alone(attention_mask: Tensor | None, cache_position: Tensor | None, stored: int) -> None:

@@ -167,8 +167,9 @@ class PreTrainedModel(ModelBase):
         overrides = check_load_options(options)
         places = check_device_map(device_map, max_memory)
         if offload_folder is not None and device_map is None:
+            folder = os.fspath(offload_folder)
             raise UnsupportedOptionError(
-                f"offload_folder={os.fspath(offload_folder)!r} is refused: nothing goes to the disk without a device_map"
+                f"offload_folder={folder!r} is refused: nothing goes to the disk without a device_map"
             )
         if name is not None and config is None:
             hub = hub.pinned_to(hub.resolve_file(name, "config.json"))

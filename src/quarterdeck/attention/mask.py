@@ -16,7 +16,7 @@ Shapes: ``B`` sequences, ``H`` heads, ``T`` queries, ``S`` keys.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -56,6 +56,14 @@ class AttentionMask:
     window: int | None = None
     explicit: Tensor | None = None
     _made: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def to(self, device: torch.device) -> AttentionMask:
+        """The same on another device, where matrices are made anew; itself if it is there."""
+        if self.device == device:
+            return self
+        tensors = {item.name: getattr(self, item.name) for item in fields(self)}
+        moved = {name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)}
+        return replace(self, device=device, _made={}, **moved)
 
     @property
     def is_plain(self) -> bool:

@@ -139,7 +139,7 @@ def _check_choices(task: str | None, framework: str | None, use_fast: bool, trus
 
 
 def _refuse_loading_options(**options: Any) -> None:
-    given = [name for name, value in options.items() if value not in (None, "auto", {})]
+    given = [name for name, value in options.items() if value not in (None, {}) and (name, value) != ("dtype", "auto")]
     if given:
         raise InputError(
             f"{', '.join(given)} would only matter for loading, and the model is loaded already; leave out, or give "
