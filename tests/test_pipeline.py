@@ -219,6 +219,51 @@ def test_generators_are_answered_one_by_one(ours: TextGenerationPipeline) -> Non
     assert next(answers) == ours("The tallest", **GREEDY)
 
 
+class Questions(torch.utils.data.Dataset[str]):
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> str:
+        return ("Hello", "The tallest", "1 2 3")[index]
+
+
+def test_a_dataset_is_answered_one_by_one_and_in_batches(ours: TextGenerationPipeline) -> None:
+    expected = ours(["Hello", "The tallest", "1 2 3"], **GREEDY)
+    assert list(ours(Questions(), batch_size=2, **GREEDY)) == expected
+    assert list(ours((text for text in ("Hello", "The tallest", "1 2 3")), **GREEDY)) == expected
+
+
+def test_an_assistant_drafts_and_changes_nothing(checkpoint: Path, ours: TextGenerationPipeline) -> None:
+    expected = ours("The tallest penguins", **GREEDY)
+    assert ours("The tallest penguins", assistant_model=ours.model, **GREEDY) == expected
+    by_name = pipeline(model=checkpoint, device=-1, dtype="float32", assistant_model=checkpoint)
+    assert by_name("The tallest penguins", **GREEDY) == expected
+    around = pipeline(model=ours.model, tokenizer=ours.tokenizer, assistant_model=checkpoint)
+    assert around("The tallest penguins", **GREEDY) == expected
+
+
+def test_a_stop_sequence_ends_the_answer(ours: TextGenerationPipeline, peer: Any) -> None:
+    whole = ours("The tallest penguins", do_sample=False, max_new_tokens=12, return_full_text=False)
+    text = whole[0]["generated_text"]
+    stop = text[3:6]
+    (record,) = ours(
+        "The tallest penguins", do_sample=False, max_new_tokens=12, return_full_text=False, stop_sequence=stop
+    )
+    assert text.startswith(record["generated_text"])
+    assert stop in record["generated_text"]
+    assert len(record["generated_text"]) < len(text)
+
+
+def test_a_stop_sequence_of_one_token_stops_where_the_peer_stops(ours: TextGenerationPipeline, peer: Any) -> None:
+    options = {"do_sample": False, "max_new_tokens": 12, "return_tensors": True}
+    prompt = "The tallest penguins"
+    ids = ours(prompt, **options)[0]["generated_token_ids"]
+    new = ids[len(ours.tokenizer(prompt)["input_ids"]) :]
+    own = [ours.tokenizer.decode([token]) for token in new]
+    stop = next(text for token, text in zip(new, own, strict=True) if ours.tokenizer.encode(text)[1:] == [token])
+    assert ours(prompt, stop_sequence=stop, **options) == peer(prompt, stop_sequence=stop, **options)
+
+
 def test_batches_equal_single_calls(ours: TextGenerationPipeline) -> None:
     texts = ["Hello", "Emperor penguins are the tallest, growing", "", "1 2 3"]
     assert ours(texts, batch_size=4, **GREEDY) == [ours(text, **GREEDY) for text in texts]
@@ -301,11 +346,12 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "text and tensors": (lambda g: g("x", return_text=True, return_tensors=True), "exclude each other"),
     "unknown": (lambda g: g("x", max_new_token=3), "max_new_token.*max_new_tokens"),
     "beams": (lambda g: g("x", num_beams=2, num_return_sequences=3), "num_beams"),
-    "assistant": (lambda g: g("x", assistant_model=g.model), "assistant_model"),
-    "stop_sequence": (lambda g: g("x", stop_sequence="a"), "stop_strings"),
+    "stop_sequence": (lambda g: g("x", stop_sequence="a", stop_strings="b"), "one option"),
     "batch_size": (lambda g: g("x", batch_size=0), "batch_size"),
     "number": (lambda g: g(3), "int"),
     "numbers": (lambda g: g([3]), "int"),
+    "bytes": (lambda g: g(b"x"), "bytes"),
+    "one message": (lambda g: g(USER), "dict"),
     "empty chat": (lambda g: g([[USER], []]), "not empty"),
     "message without content": (lambda g: g([{"role": "user"}]), "'role' and 'content'"),
     "task": (lambda g: pipeline("summarization", g.model), "summarization"),

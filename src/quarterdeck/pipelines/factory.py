@@ -40,6 +40,7 @@ def pipeline(
     dtype: str | torch.dtype | None = "auto",
     torch_dtype: str | torch.dtype | None = None,
     trust_remote_code: bool | None = None,
+    assistant_model: Name | CohereForCausalLM | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> TextGenerationPipeline:
@@ -62,6 +63,7 @@ def pipeline(
         dtype: type of the weights; ``"auto"`` is the checkpoint's.
         torch_dtype: the older name of ``dtype``.
         trust_remote_code: code from a checkpoint is never run: False or None.
+        assistant_model: a smaller model with the same tokenizer, or its name, that drafts what the model then checks.
         model_kwargs: more arguments of ``from_pretrained``, such as ``attn_implementation``.
         options: defaults of the calls' options: ``batch_size``, ``return_full_text``, ``max_new_tokens`` ...
 
@@ -79,6 +81,7 @@ def pipeline(
         _refuse_loading_options(dtype=dtype, device_map=device_map, model_kwargs=model_kwargs, config=config)
         tokenizer = _tokenizer(tokenizer, None, {"revision": revision, "token": token})
         place = None if device is None else as_device(device)
+        options |= _assistant(assistant_model, model, place)
         return TextGenerationPipeline(model, tokenizer, device=place, **options)
     if not isinstance(model, str | os.PathLike):
         raise InputError(
@@ -92,7 +95,8 @@ def pipeline(
     device_map = _only_one("device_map", arguments, device_map, default=None)
     arguments["device_map"] = as_device(device) if device_map is None else device_map
     tokenizer = _tokenizer(tokenizer, model, arguments)
-    return TextGenerationPipeline(AutoModelForCausalLM.from_pretrained(model, **arguments), tokenizer, **options)
+    loaded = AutoModelForCausalLM.from_pretrained(model, **arguments)
+    return TextGenerationPipeline(loaded, tokenizer, **options, **_assistant(assistant_model, loaded, loaded.device))
 
 
 def as_device(device: Device | None) -> torch.device:
@@ -136,6 +140,16 @@ def _check_choices(task: str | None, framework: str | None, use_fast: bool, trus
         raise UnsupportedOptionError("use_fast=False: Cohere models have no tokenizer written in Python; leave it out")
     if trust_remote_code:
         raise UnsupportedOptionError("trust_remote_code=True: code from a checkpoint is never run; leave it out")
+
+
+def _assistant(
+    assistant: Name | CohereForCausalLM | None, model: CohereForCausalLM, device: torch.device | None
+) -> dict[str, Any]:
+    """The option of calls that makes ``assistant`` draft; a name is loaded to where the model is."""
+    if isinstance(assistant, str | os.PathLike):
+        place = model.device if device is None else device
+        assistant = AutoModelForCausalLM.from_pretrained(assistant, dtype=model.dtype, device_map=place)
+    return {} if assistant is None else {"assistant_model": assistant}
 
 
 def _refuse_loading_options(**options: Any) -> None:

@@ -38,7 +38,8 @@ class CallOptions:
         batch_size: prompts that run at once; 1 by default.
         add_special_tokens, padding, truncation, max_length: for the tokenizer.
         tokenizer_encode_kwargs: more options for the tokenizer, or for the chat template.
-        generate: arguments of ``model.generate``.
+        generate: arguments of ``model.generate``; ``stop_sequence``, a text that ends an answer, is its
+            ``stop_strings``.
     """
 
     return_type: ReturnType | None = None
@@ -71,6 +72,10 @@ class CallOptions:
             UnsupportedOptionError: neither an option of the pipeline nor of ``generate``.
         """
         rest = dict(options)
+        if (stop := rest.pop("stop_sequence", None)) is not None:
+            if rest.get("stop_strings") is not None:
+                raise InputError("stop_sequence and stop_strings are one option: give all texts in stop_strings")
+            rest["stop_strings"] = stop
         for name, reason in _REFUSED.items():
             if rest.pop(name, None) not in (None, 0):
                 raise UnsupportedOptionError(f"{name} is not in this version; {reason}")
@@ -98,7 +103,6 @@ class CallOptions:
 
 
 _REFUSED = {
-    "stop_sequence": "use stop_strings=[...], which is exact",
     "num_workers": "prompts are encoded as they are needed, without worker processes; leave it out",
 }
 """Options of the same pipeline elsewhere, and what to do instead."""

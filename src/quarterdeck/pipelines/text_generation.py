@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,15 +111,16 @@ class TextGenerationPipeline:
         """Continue a text, or answer a conversation.
 
         Args:
-            text_inputs: a text; a chat (a list of messages with ``role`` and ``content``); a list, or a generator,
-                of either. A chat that ends with the assistant's message has that message continued.
+            text_inputs: a text; a chat (a list of messages with ``role`` and ``content``); a list of either; or a
+                generator, a dataset, or anything else that gives one after the other. A chat that ends with the
+                assistant's message has that message continued.
             options: those of :class:`quarterdeck.pipelines.options.CallOptions`; one of ``return_full_text``,
                 ``return_tensors``, ``return_text``; and those of ``model.generate``.
 
         Returns:
             For one prompt a list of ``num_return_sequences`` records, each with ``generated_text`` (for a chat the
             messages, the answer included) or ``generated_token_ids``; for a list of prompts a list of such lists;
-            for a generator a generator of such lists.
+            for a generator or a dataset an iterator of such lists, each made when it is asked for.
 
         Raises:
             InputError: input or options that cannot be right.
@@ -127,13 +128,9 @@ class TextGenerationPipeline:
         call = self._options.updated_by(CallOptions.of(options))
         if isinstance(text_inputs, str) or _is_chat(text_inputs):
             return next(self._run([_checked(text_inputs)], call))
-        if isinstance(text_inputs, Generator):
-            return self._run(map(_checked, text_inputs), call)
-        if not isinstance(text_inputs, list | tuple):
-            raise InputError(
-                f"the input is a {type(text_inputs).__name__}, but must be a text, a chat, or a list of texts or chats"
-            )
-        return list(self._run([_checked(prompt) for prompt in text_inputs], call))
+        if isinstance(text_inputs, list | tuple):
+            return list(self._run([_checked(prompt) for prompt in text_inputs], call))
+        return self._run(map(_checked, _one_by_one(text_inputs)), call)
 
     def _run(self, prompts: Iterable[Prompt], call: CallOptions) -> Iterator[list[Record]]:
         size = call.batch_size or 1
@@ -277,6 +274,15 @@ def _defaults(of_model: GenerationConfig | None) -> GenerationConfig:
 
 def _is_chat(value: object) -> bool:
     return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
+
+
+def _one_by_one(source: Any) -> Iterable[Any]:
+    """What a generator or a dataset (which may have nothing but a length and numbered items) holds."""
+    if isinstance(source, Iterable) and not isinstance(source, Mapping | bytes):
+        return source
+    if not isinstance(source, Mapping | bytes) and hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+        return (source[index] for index in range(len(source)))
+    raise InputError(f"the input is a {type(source).__name__}, but must be a text, a chat, or a list of texts or chats")
 
 
 def _checked(prompt: Any) -> Prompt:
