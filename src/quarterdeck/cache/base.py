@@ -91,6 +91,10 @@ class CacheLayer(ABC):
     def select(self, rows: Tensor) -> None:
         """Keep the given rows of the batch, in the given order; rows may repeat."""
 
+    def rearrange(self, rows: Tensor, start: int) -> None:
+        """`select` of as many rows as there are, where what is before ``start`` is alike and may stay."""
+        self.select(rows)
+
 
 class Cache(ABC):
     """Keys and values of all layers of a model; see the module's text for the contract."""
@@ -154,6 +158,14 @@ class Cache(ABC):
         """Keep the given rows of the batch, in the given order; rows may repeat."""
         for layer in self.layers:
             layer.select(rows)
+
+    def rearrange(self, rows: Tensor, start: int) -> None:
+        """`select` of as many rows as there are, each alike to the one it takes the place of before ``start``.
+
+        So it is with the beams of a prompt, and only what they have added needs to be moved.
+        """
+        for layer in self.layers:
+            layer.rearrange(rows, start)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """The name that transformers uses for :meth:`select`."""

@@ -92,6 +92,18 @@ class DynamicLayer(CacheLayer):
             self._values = self._values[:, :, : self._length].index_select(0, rows.to(self._values.device))
             self._own_buffers = False
 
+    def rearrange(self, rows: Tensor, start: int) -> None:
+        """Move positions from ``start`` on, within the buffers if these may be written to."""
+        if self._keys is None or self._values is None or start >= self._length:
+            return
+        frozen = self._keys.is_inference() and not torch.is_inference_mode_enabled()
+        if frozen or not self._own_buffers or torch.is_grad_enabled():
+            self.select(rows)
+            return
+        for stored in (self._keys, self._values):
+            moved = stored[:, :, start : self._length]
+            moved.copy_(moved.index_select(0, rows.to(stored.device)))
+
 
 class DynamicCache(Cache):
     """A cache without a limit; the default, and the one that defines how caches behave.

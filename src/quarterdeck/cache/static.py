@@ -88,6 +88,13 @@ class StaticLayer(CacheLayer):
             self.keys = self.keys.index_select(0, rows.to(self.keys.device))
             self.values = self.values.index_select(0, rows.to(self.values.device))
 
+    def rearrange(self, rows: Tensor, start: int) -> None:
+        """Move positions from ``start`` on; the buffers stay where they are."""
+        for stored in (self.keys, self.values):
+            if stored is not None:
+                moved = stored[:, :, start:]
+                moved.copy_(moved.index_select(0, rows.to(stored.device)))
+
 
 class StaticCache(Cache):
     """A cache with room for ``max_cache_len`` positions.

@@ -161,7 +161,7 @@ def beam_steps(
             by_prompt = scores.view(prompt.rows, -1)
             raise InputError(sampling.explain_stuck(by_prompt, int(trouble.nonzero()[0]), running.ids.shape[2] - 1))
         if is_moved:
-            forward.select(parents)
+            forward.rearrange(parents)
         ids = running.ids.flatten(0, 1)
         yield BeamStep(
             ids[:, -1],

@@ -53,6 +53,22 @@ class CausalModel(Protocol):
         ...
 
 
+class StepProgram(Protocol):
+    """Runs one token per row in place of the model; see `CompiledStep`."""
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        cache: Cache,
+        start: int,
+        positions: Tensor | None,
+        mask: Tensor | None,
+        options: dict[str, Any],
+    ) -> CausalLMOutputWithPast:
+        """Tokens [B, 1] at the place ``start`` of the cache; the mask is that of all positions, known and to come."""
+        ...
+
+
 @dataclass(frozen=True)
 class Plan:
     """One call of `generate`, decided: nothing in here depends on what the model will say.
@@ -68,6 +84,7 @@ class Plan:
         logits_to_keep: as in the model's ``forward``, for the run that ends the prompt.
         attentions, hidden_states: whether steps carry them.
         keep_scores: whether the criteria get the scores of all steps.
+        program: what runs the steps of one token in place of the model; None is the model itself.
     """
 
     processors: LogitsProcessorList
@@ -81,6 +98,7 @@ class Plan:
     attentions: bool = False
     hidden_states: bool = False
     keep_scores: bool = False
+    program: StepProgram | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +135,7 @@ class Forward:
         cache: keys and values of what was fed; None feeds everything again at each run.
         room: positions that a row may reach.
         options: further arguments of every run.
+        program: runs the steps of one token in place of the model, where there is one.
     """
 
     model: CausalModel
@@ -124,6 +143,7 @@ class Forward:
     cache: Cache | None
     room: int
     options: dict[str, Any] = field(default_factory=dict)
+    program: StepProgram | None = None
 
     def __post_init__(self) -> None:
         self._seen = 0
@@ -174,6 +194,9 @@ class Forward:
             self._content = torch.cat((self._content, content), dim=1)
             self._positions = None if new is None or self._positions is None else torch.cat((self._positions, new), 1)
             return self._run(0, start + count, logits_to_keep)
+        if self.program is not None and count == 1:
+            self._seen = start + 1
+            return self.program(tokens, self.cache, start, new, self._mask, self._known | self.options)
         return self._call(tokens, False, new, start + count, logits_to_keep)
 
     def rewind(self, count: int) -> None:
@@ -196,6 +219,13 @@ class Forward:
         self._mask = None if self._mask is None else self._mask[rows]
         if self.cache is not None:
             self.cache.select(rows)
+
+    def rearrange(self, rows: Tensor) -> None:
+        """`select` of as many rows, each of the same prompt as the one it takes the place of."""
+        if self.cache is None:
+            self._content = self._content[rows]
+        else:
+            self.cache.rearrange(rows, self.prompt.length)
 
     def _new_positions(self, count: int) -> Tensor | None:
         if self._next is None:
@@ -237,7 +267,7 @@ def begin(model: CausalModel, prompt: Prompt, cache: Cache | None, plan: Plan) -
     options = {"output_attentions": True} if plan.attentions else {}
     if plan.hidden_states:
         options["output_hidden_states"] = True
-    return Forward(model, prompt, cache, prompt.length - length + plan.max_length, options), ids
+    return Forward(model, prompt, cache, prompt.length - length + plan.max_length, options, plan.program), ids
 
 
 @torch.no_grad()

@@ -189,8 +189,13 @@ def _notice_right_padding(prompt: Prompt, mask: Tensor) -> None:
         )
 
 
-def checked_cache(cache: object, prompt: Prompt) -> Cache | None:
+def checked_cache(cache: object, prompt: Prompt, beams: int = 1) -> Cache | None:
     """The cache to continue from, if one is given and leaves something of the prompt to do.
+
+    Args:
+        cache: what is given.
+        prompt: what it is the beginning of.
+        beams: rows that it may have for each of the prompt's, besides one.
 
     Raises:
         InputError: it is no cache, holds the whole prompt already, or other rows.
@@ -204,10 +209,9 @@ def checked_cache(cache: object, prompt: Prompt) -> Cache | None:
             f"past_key_values holds {stored} positions and the prompt has only {prompt.length}: the prompt must "
             f"contain the cached tokens and at least one more. Or crop the cache: .crop({prompt.length - 1})"
         )
-    keys = next((layer.keys for layer in cache.layers if layer.keys is not None), None)
-    if stored and keys is not None and keys.shape[0] != prompt.rows:
+    if stored and cache.rows not in (prompt.rows, prompt.rows * beams):
         raise InputError(
-            f"past_key_values holds {keys.shape[0]} rows and the prompt has {prompt.rows}: give the same rows, or "
+            f"past_key_values holds {cache.rows} rows and the prompt has {prompt.rows}: give the same rows, or "
             "change the cache with .select(rows)"
         )
     return cache
