@@ -78,8 +78,12 @@ class CallHelpers:
                 f"guidance_scale={scale} with num_beams={config.num_beams} is refused: the other prompt's rows would "
                 "not follow the beams. Set num_beams=1."
             )
+        copies = config.num_return_sequences or 1
         ids, mask = checked_negative_prompt(
-            self.negative_prompt_ids, self.negative_prompt_attention_mask, prompt.rows, model.config.vocab_size
+            self.negative_prompt_ids,
+            self.negative_prompt_attention_mask,
+            prompt.rows // copies,
+            model.config.vocab_size,
         )
         context, new = model.config.context_length, max_length - prompt.ids.shape[1]
         if ids is not None and ids.shape[1] + new > context:
@@ -87,4 +91,5 @@ class CallHelpers:
                 f"negative_prompt_ids has {ids.shape[1]} tokens, {new} new ones are asked for, and the model's context "
                 f"is {context}: shorten it, or lower max_new_tokens"
             )
+        ids, mask = (None if part is None else part.repeat_interleave(copies, dim=0) for part in (ids, mask))
         return UnbatchedClassifierFreeGuidanceLogitsProcessor(scale, model, ids, mask, bool(config.use_cache))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -33,8 +34,10 @@ class WatermarkingConfig:
     context_width: int = 1
 
     def __post_init__(self) -> None:
-        self._check("greenlist_ratio", 0 < self.greenlist_ratio < 1, "a number between 0 and 1, both excluded")
-        self._check("bias", self.bias == self.bias, "a number")
+        is_ratio = isinstance(self.greenlist_ratio, (int, float)) and 0 < self.greenlist_ratio < 1
+        self._check("greenlist_ratio", is_ratio, "a number between 0 and 1, both excluded")
+        is_bias = isinstance(self.bias, (int, float)) and math.isfinite(self.bias)
+        self._check("bias", is_bias, "a finite number")
         self._check("hashing_key", isinstance(self.hashing_key, int), "an integer")
         self._check("seeding_scheme", self.seeding_scheme in SCHEMES, "'lefthash' or 'selfhash'")
         is_count = isinstance(self.context_width, int) and self.context_width >= 1
