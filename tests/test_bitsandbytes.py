@@ -300,3 +300,24 @@ def test_configurations_that_ask_for_nothing_or_for_something_unknown(plain: Pat
         ours(plain, {"load_in_4bit": True, "llm_int8_skip_modules": ["model"]})
     with pytest.raises(InputError, match="quarterdeck's own class"):
         CohereForCausalLM.from_pretrained(plain, quantization_config=transformers.BitsAndBytesConfig(load_in_4bit=True))
+
+
+def test_parts_on_disk_stay_in_full_where_that_is_allowed(plain: Path, tmp_path: Path) -> None:
+    device_map = {"": "cpu", "model.layers.1": "disk"}
+    with pytest.raises(InputError, match=r"'model\.layers\.1' on the CPU or on disk"):
+        ours(plain, WAYS["nf4"], device_map=device_map)
+    config = WAYS["nf4"] | {"llm_int8_enable_fp32_cpu_offload": True}
+    model = ours(plain, config, dtype=torch.float32, device_map=device_map, offload_folder=tmp_path)
+    kinds = [type(layer.mlp.up_proj) for layer in model.model.layers]
+    assert kinds == [bitsandbytes.nn.Linear4bit, torch.nn.Linear]
+    whole = ours(plain, WAYS["nf4"] | {"llm_int8_skip_modules": ["model.layers.1"]}, dtype=torch.float32)
+    assert torch.equal(logits(model), logits(whole))
+    with pytest.raises(InputError, match="the model does not fit"):
+        ours(plain, config, device_map="sequential", max_memory={"cpu": 40_000, "disk": "1GB"}, offload_folder=tmp_path)
+
+
+def test_the_bytes_that_are_planned_are_those_that_are_taken(plain: Path) -> None:
+    for way in ("nf4", "int8"):
+        linear = ours(plain, WAYS[way]).model.layers[0].mlp.up_proj
+        parts = {name: tensor for name, tensor in linear.state_dict().items() if "quant_" not in name}
+        assert linear.placed_bytes() == sum(tensor.nbytes for tensor in parts.values() if tensor.ndim)

@@ -23,6 +23,8 @@ from quarterdeck.generation.config import FILE_NAME as GENERATION_CONFIG
 from quarterdeck.generation.config import GenerationConfig
 from quarterdeck.locate import HubOptions
 from quarterdeck.model_base import ModelBase
+from quarterdeck.quantization.bnb import check_planned
+from quarterdeck.quantization.bnb_config import BitsAndBytesConfig
 from quarterdeck.quantization.choose import (
     AnyQuantization,
     Quantization,
@@ -182,11 +184,13 @@ class PreTrainedModel(ModelBase):
         config.dtype = (config.dtype or first_floating_dtype(source)) if asked == "auto" else asked
 
         model = cls._on_meta(config)
-        receiver = model._prepared(quantization, source)
+        receiver = model._prepared(quantization, source, places)
         model.tie_weights()  # which are one is seen when they are placed
         placement = place_model(
             model, places, max_memory=max_memory, dtype=config.dtype, is_given=device_map is not None
         )
+        if isinstance(quantization, BitsAndBytesConfig):
+            check_planned(quantization, model, placement.where)
         report = model._load(
             source,
             placement,
@@ -243,13 +247,15 @@ class PreTrainedModel(ModelBase):
         config.dtype = (config.dtype or torch.get_default_dtype()) if asked == "auto" else asked
         return cls(config).to(config.dtype)
 
-    def _prepared(self, quantization: Quantization | None, source: TensorSource) -> WeightReceiver | None:
+    def _prepared(
+        self, quantization: Quantization | None, source: TensorSource, places: object
+    ) -> WeightReceiver | None:
         """What fills the quantized modules, which take the places of linears; None without quantization."""
         if quantization is None:
             return None
         shapes = {name: source.shape(name) for name in source.names()}
         prefix, dtype = f"{self.base_model_prefix}.", self.config.dtype or torch.get_default_dtype()
-        return prepare(self, quantization, shapes, prefix=prefix, dtype=dtype)
+        return prepare(self, quantization, shapes, prefix=prefix, dtype=dtype, places=places)
 
     def _load(
         self,

@@ -12,7 +12,9 @@ The library is imported when it is first needed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -63,6 +65,39 @@ def replace_with_bitsandbytes(
     if not made:
         raise InputError(f"there is nothing to quantize: llm_int8_skip_modules leaves all linears out: {sorted(left)}")
     return made
+
+
+def parts_in_full(config: BitsAndBytesConfig, places: object) -> list[str]:
+    """Names of modules that a device map puts on disk, or on the CPU beside an accelerator; they are not quantized.
+
+    Args:
+        config: must allow it.
+        places: names of modules to places, or the name of a strategy, which is not asked here.
+
+    Raises:
+        InputError: there are such modules and the configuration does not allow them.
+    """
+    if not isinstance(places, Mapping):
+        return []
+    accelerated = any(place not in ("cpu", "disk", "meta") for place in places.values())
+    far = [name for name, place in places.items() if place == "disk" or (place == "cpu" and accelerated)]
+    if far and not config.llm_int8_enable_fp32_cpu_offload:
+        raise InputError(
+            f"device_map puts {', '.join(map(repr, far))} on the CPU or on disk, where weights of bitsandbytes cannot "
+            "wait: give them another place, or set llm_int8_enable_fp32_cpu_offload=True, which leaves them in full"
+        )
+    return far
+
+
+def check_planned(config: BitsAndBytesConfig, model: nn.Module, where: Callable[[str], int | str]) -> None:
+    """InputError if a device map that was worked out puts quantized weights where they cannot wait."""
+    places = {name: where(name) for name, module in model.named_modules() if is_bitsandbytes(module)}
+    for name in parts_in_full(replace(config, llm_int8_enable_fp32_cpu_offload=True), places):
+        raise InputError(
+            f"the model does not fit: the device map that was worked out puts '{name}' on {places[name]!r}, where "
+            "weights of bitsandbytes cannot wait; give a larger max_memory, or a device_map of your own with "
+            "llm_int8_enable_fp32_cpu_offload=True, which leaves such parts in full"
+        )
 
 
 def is_bitsandbytes(module: nn.Module) -> bool:
@@ -222,9 +257,19 @@ def _like(linear: nn.Linear, config: BitsAndBytesConfig, bitsandbytes: Any) -> n
             if linear.in_features % made.weight.blocksize or linear.out_features % _CPU_ROWS:
                 made.support_avx512bf16_for_cpu = False  # that layout has whole blocks only, and fails otherwise
     made.bias = linear.bias
+    made.placed_bytes = partial(int, _bytes(linear, config))  # for who plans memory before the weights are there
     made.requires_grad_(False)
     replaced: nn.Linear = made
     return replaced
+
+
+def _bytes(linear: nn.Linear, config: BitsAndBytesConfig) -> int:
+    rows, count = linear.out_features, linear.in_features * linear.out_features
+    bias = 0 if linear.bias is None else linear.bias.nbytes
+    if config.load_in_8bit:
+        return bias + (2 * count if config.llm_int8_has_fp16_weight else count + 4 * rows)
+    scales = count // 64 * (1 if config.bnb_4bit_use_double_quant else 4)
+    return bias + count // 2 + scales
 
 
 def _beginnings(name: str) -> Iterable[str]:

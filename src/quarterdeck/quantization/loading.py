@@ -6,13 +6,13 @@ Receivers take tensors of a checkpoint in place of a model's parameters. They fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from quarterdeck.errors import CheckpointMismatchError
-from quarterdeck.quantization.bnb import BitsAndBytesReceiver, replace_with_bitsandbytes
+from quarterdeck.quantization.bnb import BitsAndBytesReceiver, parts_in_full, replace_with_bitsandbytes
 from quarterdeck.quantization.bnb_config import BitsAndBytesConfig
 from quarterdeck.quantization.choose import Quantization
 from quarterdeck.quantization.formats import PACKED
@@ -29,7 +29,7 @@ def prepare(
     *,
     prefix: str,
     dtype: torch.dtype,
-    elsewhere: Iterable[str] = (),
+    places: object = None,
 ) -> RoundingReceiver | StoredReceiver | BitsAndBytesReceiver:
     """Replaces the linears of a model without memory, and says in its configuration how it is quantized.
 
@@ -40,18 +40,20 @@ def prepare(
             the names.
         prefix: what a model with a head puts before the names of one without.
         dtype: type of the model.
-        elsewhere: names of modules that bitsandbytes is to leave in full, since they go to the CPU or to disk.
+        places: a device map, names of modules to places, or the name of a strategy. Parts that it puts on the CPU
+            beside an accelerator or on disk are left in full by bitsandbytes.
 
     Returns:
         What fills the model while the checkpoint is read.
 
     Raises:
-        InputError: there is nothing to quantize, or not in this way.
+        InputError: there is nothing to quantize, or not in this way or in these places.
         MissingPackageError: bitsandbytes is needed and not installed.
     """
     note(model, quantization)
     if isinstance(quantization, BitsAndBytesConfig):
-        linears = replace_with_bitsandbytes(model, quantization, elsewhere=elsewhere)
+        far = parts_in_full(quantization, places)
+        linears = replace_with_bitsandbytes(model, quantization, elsewhere=far)
         return BitsAndBytesReceiver(linears, quantization, stored, prefix, dtype)
     modules = replace_modules(model, quantization)
     packed = any(name.rpartition(".")[2] == PACKED for name in stored)

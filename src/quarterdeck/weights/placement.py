@@ -321,7 +321,9 @@ def _with_real_sizes(model: nn.Module) -> nn.Module:
     sizes = {name: module.placed_bytes() for name, module in model.named_modules() if isinstance(module, ReportsBytes)}
     if not sizes:
         return model
-    stand_in = copy.deepcopy(model)
+    # their weights are dropped anyway, and some of bitsandbytes cannot be copied before they are loaded
+    kept = {id(weight): weight for name in sizes for weight in model.get_submodule(name).parameters()}
+    stand_in = copy.deepcopy(model, dict(kept))
     for name, size in sizes.items():
         module = stand_in.get_submodule(name)
         for inner in module.modules():
