@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quarterdeck import DynamicCache, StaticCache
 from quarterdeck.cache import Cache
-from quarterdeck.errors import InputError, UnsupportedOptionError
+from quarterdeck.errors import InputError
 
 B, G, D, LAYERS, ROOM = 2, 3, 4, 2, 24
 SHAPE = SimpleNamespace(num_hidden_layers=LAYERS, num_key_value_heads=G, head_dim=D)
@@ -383,9 +383,6 @@ def test_arguments_of_transformers() -> None:
     cache = DynamicCache(config=SHAPE)
     cache.update(block(B, 3), block(B, 3), 0)
     assert cache.get_seq_length() == 3
-    for make in (DynamicCache, lambda **options: StaticCache(SHAPE, ROOM, **options)):
-        with pytest.raises(UnsupportedOptionError, match=r"offloading=True is not there.*leave it out"):
-            make(offloading=True)
     for make in (DynamicCache, lambda config: StaticCache(config, ROOM)):
         with pytest.raises(InputError, match=r"config is a dict, but must be a model's configuration: model.config"):
             make(config={"num_hidden_layers": 2})

@@ -24,8 +24,8 @@ __version__ Agent AttentionMaskVisualizer AttentionView AutoConfig AutoModel
 AutoModelForCausalLM AutoTokenizer BatchEncoding Cache
 ChatResponse Citation CohereConfig CohereForCausalLM CohereModel CohereTokenizer CohereTokenizerFast
 Document DynamicCache GenerationConfig LLM LogitsProcessor LogitsProcessorList Message pipeline
-QuarterdeckError SamplingParams StaticCache StoppingCriteria StoppingCriteriaList
-TextIteratorStreamer TextStreamer Tool ToolCall
+CompileConfig OffloadedCache QuantizedCache QuarterdeckError SamplingParams StaticCache
+StoppingCriteria StoppingCriteriaList TextIteratorStreamer TextStreamer Tool ToolCall
 """
 
 

@@ -13,12 +13,13 @@ from quarterdeck.errors import QuarterdeckError
 
 if TYPE_CHECKING:
     from quarterdeck.auto import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
-    from quarterdeck.cache import Cache, DynamicCache, StaticCache
+    from quarterdeck.cache import Cache, DynamicCache, OffloadedCache, QuantizedCache, StaticCache
     from quarterdeck.chat.agent import Agent
     from quarterdeck.chat.answers.response import ChatResponse
     from quarterdeck.chat.answers.sampling import SamplingParams
     from quarterdeck.chat.messages import Citation, Document, Message, Tool, ToolCall
     from quarterdeck.config import CohereConfig
+    from quarterdeck.generation.compile_config import CompileConfig
     from quarterdeck.generation.config import GenerationConfig
     from quarterdeck.generation.processors import LogitsProcessor, LogitsProcessorList
     from quarterdeck.generation.stopping import StoppingCriteria, StoppingCriteriaList
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from quarterdeck.llm import LLM
     from quarterdeck.model import CohereForCausalLM, CohereModel
     from quarterdeck.pipelines import pipeline
+    from quarterdeck.quantization.bnb_config import BitsAndBytesConfig
+    from quarterdeck.quantization.config import QuantizationConfig
     from quarterdeck.tokenizer import BatchEncoding, CohereTokenizer, CohereTokenizerFast
     from quarterdeck.visualize import AttentionMaskVisualizer, AttentionView
 
@@ -39,6 +42,7 @@ __all__ = [
     "AutoModelForCausalLM",
     "AutoTokenizer",
     "BatchEncoding",
+    "BitsAndBytesConfig",
     "Cache",
     "ChatResponse",
     "Citation",
@@ -47,12 +51,16 @@ __all__ = [
     "CohereModel",
     "CohereTokenizer",
     "CohereTokenizerFast",
+    "CompileConfig",
     "Document",
     "DynamicCache",
     "GenerationConfig",
     "LogitsProcessor",
     "LogitsProcessorList",
     "Message",
+    "OffloadedCache",
+    "QuantizationConfig",
+    "QuantizedCache",
     "QuarterdeckError",
     "SamplingParams",
     "StaticCache",
@@ -75,6 +83,7 @@ _HOMES = {
     "AutoModelForCausalLM": "auto",
     "AutoTokenizer": "auto",
     "BatchEncoding": "tokenizer",
+    "BitsAndBytesConfig": "quantization.bnb_config",
     "Cache": "cache",
     "ChatResponse": "chat.answers.response",
     "Citation": "chat.messages",
@@ -84,12 +93,16 @@ _HOMES = {
     "CohereTokenizer": "tokenizer",
     "CohereTokenizerFast": "tokenizer",
     "Document": "chat.messages",
+    "CompileConfig": "generation.compile_config",
     "DynamicCache": "cache",
     "GenerationConfig": "generation.config",
     "LLM": "llm",
     "LogitsProcessor": "generation.processors",
     "LogitsProcessorList": "generation.processors",
     "Message": "chat.messages",
+    "OffloadedCache": "cache",
+    "QuantizationConfig": "quantization.config",
+    "QuantizedCache": "cache",
     "SamplingParams": "chat.answers.sampling",
     "StaticCache": "cache",
     "StoppingCriteria": "generation.stopping",

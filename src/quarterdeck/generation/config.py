@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from quarterdeck.errors import CheckpointCorruptError, InputError, UnsupportedOptionError
+from quarterdeck.generation.compile_config import CompileConfig
 from quarterdeck.generation.options import CALL_ARGUMENTS, IMPLEMENTED, OPTIONS
 from quarterdeck.generation.validation import check_beams, check_supported, check_value
 from quarterdeck.generation.watermark_config import WatermarkingConfig, read_watermarking_config
@@ -82,6 +83,8 @@ class GenerationConfig:
     cache_implementation: str | None
     cache_config: Mapping[str, Any] | None
     prefill_chunk_size: int | None
+    compile_config: CompileConfig | None
+    disable_compile: bool
     temperature: float | None
     top_k: int | None
     top_p: float | None
@@ -333,12 +336,16 @@ def _normal(name: str, value: Any) -> Any:
         return read_watermarking_config(value)
     if name == "logit_bias" and isinstance(value, Mapping):
         return {int(key) if str(key).isdecimal() else key: bias for key, bias in value.items()}
+    if name == "compile_config" and isinstance(value, Mapping):
+        return CompileConfig.from_dict(value)
     return copy.deepcopy(value)
 
 
 def _jsonable(options: dict[str, Any]) -> dict[str, Any]:
     """The same as JSON has it: ``sequence_bias`` as a list of pairs, since no tuple can be a key."""
     watermark, bias = options.get("watermarking_config"), options.get("sequence_bias")
+    if isinstance(options.get("compile_config"), CompileConfig):
+        options = options | {"compile_config": options["compile_config"].to_dict()}
     if watermark is not None:
         options = options | {"watermarking_config": watermark.to_dict()}
     if isinstance(bias, Mapping):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -14,9 +14,11 @@ from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.generation.assistance import make_candidates, warn_without_assistant
 from quarterdeck.generation.beam_state import BeamOptions, Hypotheses, beam_transitions
 from quarterdeck.generation.beams import BeamStep, beam_steps
+from quarterdeck.generation.caches import make_cache
 from quarterdeck.generation.call_helpers import CallHelpers
 from quarterdeck.generation.callers import check_config, check_streamer, check_vocabulary, checked_functions
 from quarterdeck.generation.candidates import Candidates
+from quarterdeck.generation.compiled import compiled_step
 from quarterdeck.generation.config import GenerationConfig, describe_unknown
 from quarterdeck.generation.core import CausalModel, Plan, Step, generate_steps
 from quarterdeck.generation.inputs import MODEL_INPUTS, Prompt, checked_cache, make_prompt
@@ -25,7 +27,6 @@ from quarterdeck.generation.output import GenerateBeamDecoderOnlyOutput, Generat
 from quarterdeck.generation.plan import (
     beam_options,
     end_tokens,
-    make_cache,
     make_plan,
     padding_token,
     resolve_options,
@@ -262,8 +263,9 @@ def prepare_call(
         pad=config.pad_token_id,
         eos=end_tokens(config),
     )
-    past = checked_cache(given.get("past_key_values"), prompt)
-    copies = 1 if (config.num_beams or 1) > 1 else config.num_return_sequences or 1  # beams are copied later
+    beam_count = config.num_beams or 1
+    past = checked_cache(given.get("past_key_values"), prompt, beam_count)
+    copies = 1 if beam_count > 1 else config.num_return_sequences or 1  # beams are copied once the prompt has run
     prompt = prompt.repeated(copies)
     explicit = options.get("max_length") is not None
     max_length = settle_lengths(config, prompt, model.config.context_length, explicit)
@@ -281,10 +283,13 @@ def prepare_call(
     )
     candidates = make_candidates(config, model, helpers.assistant_model, prompt, plan, end_tokens(config))
     beams = beam_options(config, plan)
-    cache = make_cache(config, model, past, rows=prompt.rows, room=room)
+    cache = make_cache(config, model, past, room=room)
+    program = compiled_step(config, model, cache, one_token=beams is None and candidates is None)
     if past is not None and past.get_seq_length() and copies > 1:
         past.batch_repeat_interleave(copies)  # last, so that a refused call leaves the caller's cache alone
-    return Call(model, config, prompt, cache, plan, beams, candidates)
+    if past is not None and beam_count > 1 and past.rows == prompt.rows * beam_count:
+        past.select(torch.arange(prompt.rows, device=prompt.ids.device) * beam_count)  # a cache made for beams
+    return Call(model, config, prompt, cache, replace(plan, program=program), beams, candidates)
 
 
 def _refuse_call_arguments(options: dict[str, Any]) -> None:

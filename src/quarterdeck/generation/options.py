@@ -125,8 +125,8 @@ _TABLE = (
     Option("assistant_lookbehind", 10, TOKENIZERS, (None,)),
     Option("target_lookbehind", 10, TOKENIZERS, (None,)),
     # compilation
-    Option("compile_config", None, "nothing is compiled in this version"),
-    Option("disable_compile", False, "nothing is compiled in this version", (True, None)),
+    Option("compile_config", None),
+    Option("disable_compile", False),
     # methods that left transformers
     Option("low_memory", None, LOW_MEMORY, (False,)),
     Option("penalty_alpha", None, CONTRASTIVE, (0, 0.0)),

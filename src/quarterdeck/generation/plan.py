@@ -1,4 +1,4 @@
-"""From options and a prompt to a `Plan` and a cache: defaults, lengths, special tokens."""
+"""From options and a prompt to a `Plan`: defaults, lengths, special tokens."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from typing import Any
 
 import torch
 
-from quarterdeck.cache.base import Cache
-from quarterdeck.cache.dynamic import DynamicCache
-from quarterdeck.cache.static import StaticCache
 from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.generation.assemble import MadeForCall, logits_processors, merge
 from quarterdeck.generation.beam_state import BeamOptions
 from quarterdeck.generation.config import GenerationConfig, describe_unknown
-from quarterdeck.generation.core import CausalModel, Plan
+from quarterdeck.generation.core import Plan
 from quarterdeck.generation.inputs import Prompt
 from quarterdeck.generation.options import OPTIONS
 from quarterdeck.generation.processors import ProcessorFunction
@@ -242,39 +239,3 @@ def beam_options(config: GenerationConfig, plan: Plan) -> BeamOptions | None:
         ends=ends,
         fill=(ends[0] if ends and groups == 1 and pad == 0 else pad) or 0,
     )
-
-
-def make_cache(
-    config: GenerationConfig, model: CausalModel, given: Cache | None, *, rows: int, room: int
-) -> Cache | None:
-    """The cache to use: the one given, a new one of the kind asked for, or None.
-
-    Args:
-        config: the options.
-        model: whose keys and values it will hold.
-        given: the caller's, if any.
-        rows: B.
-        room: positions that will be fed.
-
-    Raises:
-        InputError: a cache is given and refused at the same time, or it is too small.
-    """
-    if given is None:
-        if not config.use_cache:
-            return None
-        if config.cache_implementation != "static":
-            return DynamicCache()
-        return StaticCache(model.config, room, max_batch_size=rows, device=model.device, dtype=model.dtype)
-    if not config.use_cache:
-        raise InputError("past_key_values is given with use_cache=False: drop one")
-    if config.cache_implementation is not None:
-        raise InputError(
-            f"past_key_values is given with cache_implementation={config.cache_implementation!r}: drop one"
-        )
-    limit = given.get_max_length()
-    if limit is not None and limit < room:
-        raise InputError(
-            f"past_key_values has room for {limit} positions and this call needs {room}: make a larger one, or "
-            "lower max_new_tokens"
-        )
-    return given

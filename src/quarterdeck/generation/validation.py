@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from quarterdeck.errors import InputError, UnsupportedOptionError
+from quarterdeck.generation.compile_config import CompileConfig
 from quarterdeck.generation.options import OPTIONS
 from quarterdeck.generation.watermark_config import WatermarkingConfig
 
@@ -122,6 +123,8 @@ RULES: dict[str, Rule] = {
         lambda value: isinstance(value, Mapping), "a dictionary of the arguments of the cache, QuantizedCache(...)"
     ),
     "prefill_chunk_size": _int_from(1),
+    "compile_config": Rule(lambda value: isinstance(value, CompileConfig), "a CompileConfig"),
+    "disable_compile": _BOOL,
     "temperature": Rule(lambda value: _is_number(value) and value >= 0, "a number of 0 or more"),
     "top_k": _int_from(0),
     "top_p": _between(0, 1, open_low=True),

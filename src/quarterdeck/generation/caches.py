@@ -1,0 +1,73 @@
+"""The cache of a call of `generate`."""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import Any
+
+from quarterdeck.cache.base import Cache
+from quarterdeck.cache.dynamic import DynamicCache, OffloadedCache
+from quarterdeck.cache.quantized import QuantizedCache
+from quarterdeck.cache.static import StaticCache
+from quarterdeck.errors import InputError, UnsupportedOptionError
+from quarterdeck.generation.compiled import padded_room, wants_compiling
+from quarterdeck.generation.config import GenerationConfig
+from quarterdeck.generation.core import CausalModel
+
+
+def make_cache(config: GenerationConfig, model: CausalModel, given: Cache | None, *, room: int) -> Cache | None:
+    """The cache to use: the one given, a new one of the kind asked for, or None.
+
+    Args:
+        config: the options.
+        model: whose keys and values it will hold.
+        given: the caller's, if any.
+        room: positions that will be fed.
+
+    Raises:
+        InputError: a cache is given and refused at the same time, or it is too small; a ``cache_config`` for a cache
+            that has nothing to configure.
+        UnsupportedOptionError: a ``cache_config`` that the cache does not know.
+    """
+    if given is None:
+        return _new_cache(config, model, room) if config.use_cache else None
+    if not config.use_cache:
+        raise InputError("past_key_values is given with use_cache=False: drop one")
+    if config.cache_implementation is not None:
+        raise InputError(
+            f"past_key_values is given with cache_implementation={config.cache_implementation!r}: drop one"
+        )
+    limit = given.get_max_length()
+    if limit is not None and limit < room:
+        raise InputError(
+            f"past_key_values has room for {limit} positions and this call needs {room}: make a larger one, or "
+            "lower max_new_tokens"
+        )
+    return given
+
+
+def _new_cache(config: GenerationConfig, model: CausalModel, room: int) -> Cache:
+    """A cache of the kind asked for; its buffers are made by the first keys, where and of the type that those are."""
+    kind = config.cache_implementation
+    if config.cache_config and kind != "quantized":
+        raise InputError(
+            f"cache_config={config.cache_config!r} is for cache_implementation='quantized', and that is {kind!r}: set "
+            "it, or leave cache_config out"
+        )
+    if kind == "quantized":
+        return _quantized_cache(dict(config.cache_config or {}))
+    if kind == "static":
+        return StaticCache(model.config, padded_room(room) if wants_compiling(config, model) else room)
+    if kind == "offloaded_static":
+        return StaticCache(model.config, room, offloading=True)
+    return OffloadedCache() if kind == "offloaded" else DynamicCache()
+
+
+def _quantized_cache(arguments: dict[str, Any]) -> QuantizedCache:
+    known = signature(QuantizedCache).parameters
+    unknown = [name for name in arguments if name not in known]
+    if unknown:
+        raise UnsupportedOptionError(
+            f"cache_config has {unknown[0]!r}, which is no argument of QuantizedCache: those are {', '.join(known)}"
+        )
+    return QuantizedCache(**arguments)
