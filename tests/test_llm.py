@@ -22,7 +22,7 @@ from quarterdeck import LLM, Agent, ChatResponse, CohereConfig, CohereForCausalL
 from quarterdeck.cache import DynamicCache
 from quarterdeck.chat import render
 from quarterdeck.chat.prompts.parts import control_tokens
-from quarterdeck.errors import ChatError, InputError, QuarterdeckError, UnsupportedOptionError
+from quarterdeck.errors import ChatError, InputError, QuarterdeckError
 from quarterdeck.generation.prefix import PrefixCache, common_prefix
 from quarterdeck.generation.processors import OccurrencePenaltyLogitsProcessor
 
@@ -233,8 +233,10 @@ def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_generated(
 
 
 def test_what_an_llm_cannot_be_made_of(llm: LLM, checkpoint: Path) -> None:
-    with pytest.raises(UnsupportedOptionError, match="quantization='int4'"):
-        LLM(checkpoint, quantization="int4")
+    with pytest.raises(InputError, match="quantization is 'int3', but must be one of int8, int4"):
+        LLM(checkpoint, quantization="int3")
+    with pytest.raises(InputError, match="quantization would only matter for loading"):
+        LLM(llm.model, tokenizer=llm.tokenizer, quantization="int4")
     with pytest.raises(InputError, match="tokenizer"):
         LLM(llm.model)
     with pytest.raises(InputError, match="dtype"):

@@ -21,10 +21,10 @@ ROOMS = (
 
 PUBLIC = """
 __version__ Agent AttentionMaskVisualizer AttentionView AutoConfig AutoModel
-AutoModelForCausalLM AutoTokenizer BatchEncoding Cache
+AutoModelForCausalLM AutoTokenizer BatchEncoding BitsAndBytesConfig Cache
 ChatResponse Citation CohereConfig CohereForCausalLM CohereModel CohereTokenizer CohereTokenizerFast
 Document DynamicCache GenerationConfig LLM LogitsProcessor LogitsProcessorList Message pipeline
-CompileConfig OffloadedCache QuantizedCache QuarterdeckError SamplingParams StaticCache
+CompileConfig OffloadedCache QuantizedCache QuantizationConfig QuarterdeckError SamplingParams StaticCache
 StoppingCriteria StoppingCriteriaList TextIteratorStreamer TextStreamer Tool ToolCall
 """
 

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from quarterdeck.config import CohereConfig
     from quarterdeck.generation.compile_config import CompileConfig
     from quarterdeck.generation.config import GenerationConfig
+    from quarterdeck.generation.constrained import GrammarLogitsProcessor
     from quarterdeck.generation.processors import LogitsProcessor, LogitsProcessorList
     from quarterdeck.generation.stopping import StoppingCriteria, StoppingCriteriaList
     from quarterdeck.generation.streamers import TextIteratorStreamer, TextStreamer
+    from quarterdeck.generation.watermark_config import WatermarkingConfig
     from quarterdeck.llm import LLM
     from quarterdeck.model import CohereForCausalLM, CohereModel
     from quarterdeck.pipelines import pipeline
@@ -55,6 +57,7 @@ __all__ = [
     "Document",
     "DynamicCache",
     "GenerationConfig",
+    "GrammarLogitsProcessor",
     "LogitsProcessor",
     "LogitsProcessorList",
     "Message",
@@ -70,6 +73,7 @@ __all__ = [
     "TextStreamer",
     "Tool",
     "ToolCall",
+    "WatermarkingConfig",
     "__version__",
     "pipeline",
 ]
@@ -96,6 +100,7 @@ _HOMES = {
     "CompileConfig": "generation.compile_config",
     "DynamicCache": "cache",
     "GenerationConfig": "generation.config",
+    "GrammarLogitsProcessor": "generation.constrained",
     "LLM": "llm",
     "LogitsProcessor": "generation.processors",
     "LogitsProcessorList": "generation.processors",
@@ -111,6 +116,7 @@ _HOMES = {
     "TextStreamer": "generation.streamers",
     "Tool": "chat.messages",
     "ToolCall": "chat.messages",
+    "WatermarkingConfig": "generation.watermark_config",
     "pipeline": "pipelines",
 }
 

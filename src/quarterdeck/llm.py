@@ -29,7 +29,7 @@ from quarterdeck.chat.grammars.matcher import GrammarCompiler
 from quarterdeck.chat.json_text import kind, shown
 from quarterdeck.chat.messages import Usage
 from quarterdeck.chat.template import Prompt
-from quarterdeck.errors import ChatError, InputError, UnsupportedOptionError
+from quarterdeck.errors import ChatError, InputError
 from quarterdeck.generation.config import GenerationConfig
 from quarterdeck.generation.prefix import PrefixCache
 from quarterdeck.generation.text import (
@@ -44,6 +44,7 @@ from quarterdeck.generation.text import (
 from quarterdeck.locate import EMBEDDED_MODEL
 from quarterdeck.model import CohereForCausalLM
 from quarterdeck.pipelines.factory import as_device
+from quarterdeck.quantization.choose import AnyQuantization
 from quarterdeck.tokenizer import CohereTokenizerFast
 
 PREFILL_BLOCK = 256
@@ -84,7 +85,8 @@ class LLM:
             places, in place of ``device``. One that is partly on the CPU beside an accelerator or on the disk is for
             one thread at a time.
         attn_implementation: ``"sdpa"`` (default), ``"eager"``, ``"flash_attention_2"`` or ``"flex_attention"``.
-        quantization: not in this version.
+        quantization: ``"int8"``, ``"int4"``, a `QuantizationConfig` or a `BitsAndBytesConfig`: weights in fewer bits,
+            quantized while they are read. A checkpoint that is quantized says so itself.
         revision, token: version on the hub, and the right to read it.
 
     Raises:
@@ -103,12 +105,10 @@ class LLM:
         max_memory: Mapping[int | str, int | str] | None = None,
         offload_folder: str | os.PathLike[str] | None = None,
         attn_implementation: str | None = None,
-        quantization: object = None,
+        quantization: AnyQuantization = None,
         revision: str | None = None,
         token: str | bool | None = None,
     ) -> None:
-        if quantization is not None:
-            raise UnsupportedOptionError(f"quantization={quantization!r} is not in this version: leave it out")
         if isinstance(model, CohereForCausalLM):
             _refuse_loading(
                 dtype=dtype,
@@ -117,6 +117,7 @@ class LLM:
                 max_memory=max_memory,
                 offload_folder=offload_folder,
                 attn_implementation=attn_implementation,
+                quantization=quantization,
                 revision=revision,
             )
             self.model = model
@@ -128,6 +129,7 @@ class LLM:
                 max_memory=max_memory,
                 offload_folder=offload_folder,
                 attn_implementation=attn_implementation,
+                quantization_config=quantization,
                 revision=revision,
                 token=token,
             )
