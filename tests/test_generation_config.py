@@ -85,7 +85,9 @@ def test_every_argument_of_their_generate_is_known(transformers: ModuleType) -> 
 def test_every_option_is_either_implemented_or_refused(model: CohereForCausalLM) -> None:
     assert set(ANOTHER_VALUE) == set(REFUSED)
     assert set(RULES) == set(IMPLEMENTED)
-    assert set(GenerationConfig.__annotations__) - {"SAMPLING_ONLY", "DICT_ONLY", "extra"} == set(IMPLEMENTED)
+    assert set(GenerationConfig.__annotations__) - {"SAMPLING_ONLY", "BEAMS_ONLY", "DICT_ONLY", "extra"} == set(
+        IMPLEMENTED
+    )
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))

@@ -23,9 +23,9 @@ PUBLIC = """
 __version__ Agent AttentionMaskVisualizer AttentionView AutoConfig AutoModel
 AutoModelForCausalLM AutoTokenizer BatchEncoding BitsAndBytesConfig Cache
 ChatResponse Citation CohereConfig CohereForCausalLM CohereModel CohereTokenizer CohereTokenizerFast
-Document DynamicCache GenerationConfig LLM LogitsProcessor LogitsProcessorList Message pipeline
+Document DynamicCache GenerationConfig GrammarLogitsProcessor LLM LogitsProcessor LogitsProcessorList Message pipeline
 CompileConfig OffloadedCache QuantizedCache QuantizationConfig QuarterdeckError SamplingParams StaticCache
-StoppingCriteria StoppingCriteriaList TextIteratorStreamer TextStreamer Tool ToolCall
+StoppingCriteria StoppingCriteriaList TextIteratorStreamer TextStreamer Tool ToolCall WatermarkingConfig
 """
 
 

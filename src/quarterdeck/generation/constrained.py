@@ -1,7 +1,12 @@
 """Keeps generated text within a grammar, with the masks computed while the model runs.
 
-    decoding = GrammarLogitsProcessor([compiler.compile(grammar)], pad_token_id=tokenizer.pad_token_id)
+    decoding = GrammarLogitsProcessor.from_schema({"enum": ["yes", "no"]}, tokenizer)
     model.generate(ids, logits_processor=[decoding], stopping_criteria=[decoding.advance])
+
+Reading a large vocabulary takes seconds, so who has many grammars keeps a compiler:
+
+    compiler = GrammarCompiler(tokenizer)
+    decoding = GrammarLogitsProcessor([compiler.compile(grammar)], pad_token_id=tokenizer.pad_token_id)
 
 What may follow a token is known as soon as the token is chosen, and needed only after the model has run on it. So
 `advance` stands where `generate` asks whether rows are finished, right after the choice: it hands the token to a
@@ -23,9 +28,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quarterdeck.chat.grammars.matcher import Matcher
+from quarterdeck.chat.grammars.grammar import json_grammar
+from quarterdeck.chat.grammars.matcher import GrammarCompiler, Matcher
+from quarterdeck.chat.grammars.schema_check import Schema
 from quarterdeck.errors import InputError
 from quarterdeck.generation.processors import LogitsProcessor
+from quarterdeck.tokenizer import CohereTokenizerFast
 
 _MOST_THREADS = 4
 
@@ -47,6 +55,30 @@ class GrammarLogitsProcessor(LogitsProcessor):
         self._length: int | None = None
         self._threads = ThreadPoolExecutor(min(len(self._rows), _MOST_THREADS), thread_name_prefix="grammar")
         self._masks: Sequence[Future[NDArray[np.uint8] | None]] = self._start([[] for _ in self._rows])
+
+    @classmethod
+    def from_schema(
+        cls,
+        schema: Schema | None,
+        tokenizer: CohereTokenizerFast,
+        *,
+        rows: int = 1,
+        end_token_ids: Sequence[int] | None = None,
+    ) -> GrammarLogitsProcessor:
+        """Keeps every row to JSON that satisfies a schema.
+
+        Args:
+            schema: a JSON schema; None is any JSON object.
+            tokenizer: of the model.
+            rows: of the prompt, times ``num_return_sequences``.
+            end_token_ids: which end a text; the tokenizer's own if not given.
+
+        Raises:
+            ChatError: the schema has a keyword that cannot be enforced, or nothing satisfies it.
+            MissingPackageError: `llguidance` is not installed.
+        """
+        compiler, grammar = GrammarCompiler(tokenizer, end_token_ids=end_token_ids), json_grammar(schema)
+        return cls([compiler.compile(grammar) for _ in range(rows)], pad_token_id=tokenizer.pad_token_id)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The scores, with -inf for what the grammars do not allow.
