@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from quarterdeck.attention.continued import can_continue, continued_attention
 from quarterdeck.attention.mask import AttentionMask
 
 
@@ -17,6 +18,9 @@ def sdpa_attention(
     ever looked at by a real token.
     """
     batch, heads, queries, width = query.shape
+    if can_continue(query, mask, dropout):
+        end = mask.start + queries  # behind it a cache of fixed size has nothing yet
+        return continued_attention(query, key[:, :, :end], value[:, :, :end], mask.start, scale), None
     if queries == 1 and mask.explicit is None:
         # the heads of a group all see the same keys: let them be the queries of one head, and repeat nothing
         query = query.view(batch, key.shape[1], -1, width)
