@@ -5,14 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import quarterdeck
 from parity import Pair, assert_close, make_pair, random_ids
-from quarterdeck import CohereForCausalLM, DynamicCache, GenerationConfig, StaticCache
+from quarterdeck import (
+    CohereForCausalLM,
+    DynamicCache,
+    GenerationConfig,
+    StaticCache,
+    pipeline,
+)
 from quarterdeck.errors import InputError
 from quarterdeck.generation.beams import BeamStep
 from test_beams import ENDS, EVERYTHING, SPAN, both, check, padded
@@ -166,12 +174,43 @@ def test_a_seed_draws_the_same_and_leaves_the_global_source_alone(model: CohereF
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_stop_strings_and_time_end_the_search() -> None:
+    import transformers
+
+    folder = Path(quarterdeck.__file__).parent / "assets/midshipman"
+    options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 12}
+    found = []
+    for library in (transformers, quarterdeck):
+        tokenizer = library.AutoTokenizer.from_pretrained(folder)
+        model = library.AutoModelForCausalLM.from_pretrained(folder)
+        inputs = tokenizer("Penguins live", return_tensors="pt")
+        ids = model.generate(**inputs, **options, stop_strings=["south", "world"], tokenizer=tokenizer)
+        found.append(tokenizer.batch_decode(ids, skip_special_tokens=True))
+        hurried = model.generate(**inputs, **options, max_time=1e-9)
+        assert hurried.shape == (3, inputs["input_ids"].shape[1] + 1)
+    assert found[0] == found[1]
+    assert any(text.endswith(("southern", "world")) for text in found[1])
+
+
+def test_a_pipeline_gives_a_record_per_text() -> None:
+    generate = pipeline("text-generation", model="midshipman", device=-1)
+    options = {"max_new_tokens": 6, "num_beams": 3, "num_return_sequences": 2, "do_sample": False}
+    records = generate(["Penguins live", "The sea is"], **options)
+    for prompt, found in zip(["Penguins live", "The sea is"], records, strict=True):
+        ids = generate.model.generate(**generate.tokenizer(prompt, return_tensors="pt"), **options)
+        assert [record["generated_text"] for record in found] == generate.tokenizer.batch_decode(
+            ids, skip_special_tokens=True
+        )
+        assert len(found) == 2
+
+
 # ------------------------------------------------------------------------- caches
 
 
 CACHES: dict[str, Callable[[CohereForCausalLM], dict[str, Any]]] = {
     "none": lambda model: {"use_cache": False},
     "static": lambda model: {"cache_implementation": "static"},
+    "offloaded": lambda model: {"cache_implementation": "offloaded"},
     "chunks": lambda model: {"prefill_chunk_size": 2},
     "given dynamic": lambda model: {"past_key_values": DynamicCache()},
     "given static": lambda model: {"past_key_values": StaticCache(model.config, 20)},
@@ -200,8 +239,11 @@ def test_a_cache_that_holds_the_beginning(model: CohereForCausalLM, static: bool
         model.generate(random_ids(3, 16), past_key_values=cache, num_beams=2, max_new_tokens=2)
 
 
+@pytest.mark.parametrize("cache_kind", ["dynamic", "static"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_prompts_run_once_and_the_cache_is_that_of_the_beams_at_the_end(model: CohereForCausalLM, kind: str) -> None:
+def test_prompts_run_once_and_the_cache_is_that_of_the_beams_at_the_end(
+    model: CohereForCausalLM, kind: str, cache_kind: str
+) -> None:
     shapes = []
 
     def note(module: object, args: object, arguments: dict[str, Any]) -> None:
@@ -209,7 +251,8 @@ def test_prompts_run_once_and_the_cache_is_that_of_the_beams_at_the_end(model: C
 
     hook = model.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        steps = list(model.generate_steps(padded()["input_ids"], max_new_tokens=4, eos_token_id=None, **KINDS[kind]))
+        options = KINDS[kind] | {"max_new_tokens": 4, "eos_token_id": None, "cache_implementation": cache_kind}
+        steps = list(model.generate_steps(padded()["input_ids"], **options))
     finally:
         hook.remove()
     assert shapes == [(3, 6), (12, 1), (12, 1), (12, 1)]
@@ -218,8 +261,8 @@ def test_prompts_run_once_and_the_cache_is_that_of_the_beams_at_the_end(model: C
     with torch.no_grad():
         model(last[:, :-1], past_key_values=fresh)
     for layer, other in zip(cache.layers, fresh.layers, strict=True):
-        assert_close(layer.keys, other.keys)
-        assert_close(layer.values, other.values)
+        assert_close(layer.keys[:, :, :9], other.keys)  # a static one may be longer
+        assert_close(layer.values[:, :, :9], other.values)
 
 
 # ------------------------------------------------------------------------- refusals
