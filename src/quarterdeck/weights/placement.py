@@ -93,7 +93,10 @@ def check_device_map(device_map: object, max_memory: MaxMemory | None) -> Strate
         return {"": _place(device_map, "device_map")}
     if not device_map:
         raise InputError("device_map is empty; give the place of each part, such as {'': 'cpu'}")
-    return {name: _place(place, f"device_map[{name!r}]") for name, place in device_map.items()}
+    places = {name: _place(place, f"device_map[{name!r}]") for name, place in device_map.items()}
+    if "meta" in places.values() and set(places.values()) != {"meta"}:
+        raise InputError("device_map places a part on 'meta', where weights have no values, and others elsewhere")
+    return places
 
 
 def place_model(
