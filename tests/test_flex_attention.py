@@ -148,14 +148,17 @@ def test_half_precision() -> None:
         assert relative_error(model(random_ids(2, 7)).logits, plain(random_ids(2, 7)).logits) < 2e-2
 
 
+@pytest.mark.parametrize("as_on_a_gpu", [True, False])
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # inside torch's tracing
 @torch.no_grad()
-def test_a_whole_program_without_breaks() -> None:
+def test_a_whole_program_without_breaks(as_on_a_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if as_on_a_gpu:
+        monkeypatch.setattr(backend, "_is_beyond_cpus", lambda *_: False)
+    torch._dynamo.reset()
     model = make_ours("flex_attention", num_key_value_heads=2)
     ids, mask = random_ids(2, 6), padding_mask(2, 6, "left")
     program = torch.compile(model.forward, fullgraph=True, backend="eager")
-    for given_ in ({}, {"attention_mask": mask}):
-        assert_close(program(ids, **given_).logits[:, 3:], model(ids, **given_).logits[:, 3:])
+    assert_close(program(ids, attention_mask=mask).logits[:, 3:], model(ids, attention_mask=mask).logits[:, 3:])
 
 
 def test_greedy_tokens_are_the_same_with_every_backend() -> None:

@@ -30,8 +30,8 @@ def flex_attention_backend(
 ) -> tuple[Tensor, None]:
     """As :func:`~quarterdeck.attention.eager.eager_attention`, without the weights and without dropout.
 
-    A row that sees nothing gives zeros, as in ``sdpa``. On the CPU torch has no gradients of it: where one is wanted
-    there, ``sdpa`` computes, whose numbers are the same.
+    A row that sees nothing gives zeros, as in ``sdpa``. On a CPU, where gradients are wanted or a program is compiled,
+    ``sdpa`` computes, whose numbers are the same: torch has neither of ``flex_attention`` there.
 
     Raises:
         UnsupportedOptionError: ``dropout``, which torch does not have here.
@@ -41,11 +41,10 @@ def flex_attention_backend(
             f"attn_implementation='{NAME}' has no dropout: set config.attention_dropout to 0, call model.eval(), "
             "or choose 'sdpa'"
         )
-    on_cpu = query.device.type == "cpu"
-    if on_cpu and torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+    if query.device.type == "cpu" and _is_beyond_cpus(query, key, value):
         return sdpa_attention(query, key, value, mask, scale=scale)
     repeats = query.shape[1] // key.shape[1]
-    if not on_cpu and repeats & (repeats - 1):
+    if query.device.type != "cpu" and repeats & (repeats - 1):
         # up to torch 2.8 the kernel for few queries shares keys among 2, 4, 8... heads only; Command-R+ has 12
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     attend, make_blocks = _functions(query.device.type)
@@ -60,6 +59,12 @@ def flex_attention_backend(
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return output, None
+
+
+def _is_beyond_cpus(*tensors: Tensor) -> bool:
+    """What torch 2.13 cannot do on a CPU: gradients, and C++ that still compiles when lengths change."""
+    wants_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return wants_gradient or torch.compiler.is_compiling()
 
 
 def _functions(device: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
