@@ -77,7 +77,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--format",
         choices=("text", "svg", "html", "transformers"),
-        help="text (default), svg, html: a page to explore, or transformers: the text that transformers prints for TEXT",
+        help="text (default), svg, html (a page to explore), or transformers: what transformers prints for TEXT",
     )
     group.add_argument("--theme", choices=("light", "dark"), help="colours of an SVG (default: light)")
     group.add_argument("--width", type=positive_int, metavar="N", help="columns of text (default: the terminal's)")

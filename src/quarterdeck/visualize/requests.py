@@ -124,7 +124,12 @@ def with_past(request: Request, past: int, max_cache_len: int | None) -> Request
 
 
 def _are_texts(value: object) -> bool:
-    return isinstance(value, Sequence) and bool(value) and all(isinstance(each, str) for each in value)
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and bool(value)
+        and all(isinstance(each, str) for each in value)
+    )
 
 
 def _ends_with_assistant(messages: Any) -> bool:

@@ -45,12 +45,7 @@ def _token(spelled: str | None, number: int, position: int, is_control: bool, is
         return Token(f"#{number}", number, position, kind)
     if is_added:
         return Token(spelled, number, position, kind)
-    content = token_bytes(spelled)
-    try:
-        text = content.decode()
-    except UnicodeDecodeError:
-        text = "".join(f"\\x{byte:02x}" for byte in content)
-    return Token(text, number, position, kind)
+    return Token(token_bytes(spelled).decode(errors="backslashreplace"), number, position, kind)
 
 
 def text_sections(tokens: Sequence[Token], name: str = "Text", role: Role = "text") -> list[Section]:
@@ -86,6 +81,9 @@ def _documents(
     prompt: Prompt, tokens: Sequence[Token], turn: Section, tokenizer: CohereTokenizerFast
 ) -> Iterator[Section]:
     """The turn of results cut where documents begin; its head and its end are called Results."""
+    if not prompt.sources:
+        yield replace(turn, name="Results")
+        return
     data, normalizer = template_data("rag"), tokenizer.backend_tokenizer.normalizer
     texts = [documents_text([source], data, titled=False) for source in prompt.sources]
     sizes = [len((normalizer.normalize_str(text) if normalizer else text).encode()) for text in texts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 
@@ -82,7 +83,7 @@ def _drawn(row: Row, weights: Tensor | None, width: int, color: bool) -> list[st
     grid = make_grid(row, weights, (width - left) // step)
     if grid.block > 1:
         numbers, spelled = 2 * numbers + 1, max(spelled - numbers - 1, 0)
-    lines = [_note(grid)] if grid.block > 1 else []
+    lines = textwrap.wrap(_note(grid), width) if grid.block > 1 else []
     lines += [" " * left + line for line in _heading(row, grid, step)]
     starts = {start: name for name, _, start, _ in bands(row, grid.rows)}
     for number, (first, last) in enumerate(grid.rows):
