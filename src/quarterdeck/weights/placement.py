@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from quarterdeck.errors import InputError, UnsupportedOptionError
+from quarterdeck.quantization.bnb import is_bitsandbytes
 
 Place = int | str
 """The number of an accelerator, the name of a device, or ``"disk"``."""
@@ -321,7 +322,7 @@ def _tied(model: nn.Module) -> Mapping[str, str]:
 
 def _with_real_sizes(model: nn.Module) -> nn.Module:
     """The model, or one like it in which modules that say how many bytes they will take hold so many."""
-    sizes = {name: module.placed_bytes() for name, module in model.named_modules() if isinstance(module, ReportsBytes)}
+    sizes = {name: size for name, module in model.named_modules() if (size := _reported_bytes(module)) is not None}
     if not sizes:
         return model
     # their weights are dropped anyway, and some of bitsandbytes cannot be copied before they are loaded
@@ -334,6 +335,16 @@ def _with_real_sizes(model: nn.Module) -> nn.Module:
             inner._buffers.clear()
         module.register_buffer("placed", torch.empty(size, dtype=torch.uint8, device=_META))
     return stand_in
+
+
+def _reported_bytes(module: nn.Module) -> int | None:
+    """Bytes of a module once it is loaded, where its tensors do not say them."""
+    if isinstance(module, ReportsBytes):
+        return module.placed_bytes()
+    if not is_bitsandbytes(module) or not module.weight.is_floating_point():  # type: ignore[operator]  # a tensor
+        return None
+    count = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+    return count // 2 if type(module).__name__ == "Linear4bit" else count
 
 
 def _reserved(place: Place) -> int:
