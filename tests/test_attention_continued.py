@@ -57,14 +57,14 @@ class Largest(TorchDispatchMode):
         return made
 
 
-def long_model(attention: Any = "sdpa", layers: int = 1) -> CohereForCausalLM:
+def long_model(attention: Any = "sdpa", **changes: Any) -> CohereForCausalLM:
     """The rotary positions and the context of c4ai-command-r-v01, and little else."""
     torch.manual_seed(0)
     config = CohereConfig(
         vocab_size=4099,
         hidden_size=16,
         intermediate_size=64,
-        num_hidden_layers=layers,
+        num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=1,
         rope_theta=8e6,
@@ -72,6 +72,7 @@ def long_model(attention: Any = "sdpa", layers: int = 1) -> CohereForCausalLM:
         max_position_embeddings=8192,
         initializer_range=0.5,
         attn_implementation=attention,
+        **changes,
     )
     return CohereForCausalLM(config).eval()
 
@@ -92,7 +93,20 @@ def test_memory_is_flat_in_the_length_of_the_prompt(cache: str) -> None:
     # activations of a block, or the logits of one position; the cache (8 numbers per token) may grow to this
     activations, cached = chunk * 64, 8192 * 8 * 5 // 4 + 8 * 64
     assert max(sizes) <= max(activations, cached)
-    assert largest(model, 8192, cache_implementation=cache) >= 8192 * 64, "in one run they are of the whole prompt"
+    in_one_run = largest(model, 8192, cache_implementation=cache, prefill_chunk_size=8192)
+    assert in_one_run >= 8192 * 64, "activations are of the whole prompt"
+
+
+def test_prompts_are_read_in_chunks_where_nobody_says() -> None:
+    model = long_model()
+    assert largest(model, 8192) <= 1024 * 64 + 8192 * 8 * 5 // 4
+    whole: dict[str, Any] = {"return_dict_in_generate": True, "output_hidden_states": True}
+    assert largest(model, 2048, **whole) >= 2048 * 64
+    states = model.generate(torch.ones(1, 2048, dtype=torch.long), max_new_tokens=1, **whole).hidden_states
+    assert states[0][-1].shape[1] == 2048
+    assert largest(model, 2048, logits_to_keep=0) >= 2048 * 4099
+    following = long_model(rope_scaling={"rope_type": "dynamic", "factor": 2.0})
+    assert largest(following, 2048) >= 2048 * 64
 
 
 def test_a_mask_would_not_be_flat() -> None:

@@ -12,7 +12,11 @@ from quarterdeck.cache.static import StaticCache
 from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.generation.compiled import padded_room, wants_compiling
 from quarterdeck.generation.config import GenerationConfig
-from quarterdeck.generation.core import CausalModel
+from quarterdeck.generation.core import CausalModel, Plan
+from quarterdeck.rope import depends_on_length
+
+PROMPT_CHUNK = 1024
+"""Positions of a prompt per run where nobody says; longer runs are not faster on the CPU, and take more memory."""
 
 
 def make_cache(config: GenerationConfig, model: CausalModel, given: Cache | None, *, room: int) -> Cache | None:
@@ -71,3 +75,17 @@ def _quantized_cache(arguments: dict[str, Any]) -> QuantizedCache:
             f"cache_config has {unknown[0]!r}, which is no argument of QuantizedCache: those are {', '.join(known)}"
         )
     return QuantizedCache(**arguments)
+
+
+def prompt_chunk(model: CausalModel, cache: Cache | None, plan: Plan) -> int | None:
+    """Positions of the prompt per run of the model, where ``prefill_chunk_size`` does not say.
+
+    Activations take memory in proportion: of c4ai-command-r-v01's feed-forward block alone 264 KiB per position in
+    float32. On the CPU runs are therefore `PROMPT_CHUNK` long, and memory does not grow with the prompt but for the
+    cache. One run it stays where that would change what comes back (states, attentions or logits of all positions),
+    where rotary frequencies depend on how much has been read, and on other devices, whose fused kernels want it whole.
+    """
+    if plan.chunk is not None or cache is None or model.device.type != "cpu":
+        return plan.chunk
+    is_whole = plan.attentions or plan.hidden_states or plan.logits_to_keep != 1 or depends_on_length(model.config)
+    return None if is_whole else PROMPT_CHUNK

@@ -14,7 +14,7 @@ from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.generation.assistance import make_candidates, warn_without_assistant
 from quarterdeck.generation.beam_state import BeamOptions, Hypotheses, beam_transitions
 from quarterdeck.generation.beams import BeamStep, beam_steps
-from quarterdeck.generation.caches import make_cache
+from quarterdeck.generation.caches import make_cache, prompt_chunk
 from quarterdeck.generation.call_helpers import CallHelpers
 from quarterdeck.generation.callers import check_config, check_streamer, check_vocabulary, checked_functions
 from quarterdeck.generation.candidates import Candidates
@@ -285,11 +285,12 @@ def prepare_call(
     beams = beam_options(config, plan)
     cache = make_cache(config, model, past, room=room)
     program = compiled_step(config, model, cache, one_token=beams is None and candidates is None)
+    plan = replace(plan, program=program, chunk=prompt_chunk(model, cache, plan))
     if past is not None and past.get_seq_length() and copies > 1:
         past.batch_repeat_interleave(copies)  # last, so that a refused call leaves the caller's cache alone
     if past is not None and beam_count > 1 and past.rows == prompt.rows * beam_count:
         past.select(torch.arange(prompt.rows, device=prompt.ids.device) * beam_count)  # a cache made for beams
-    return Call(model, config, prompt, cache, replace(plan, program=program), beams, candidates)
+    return Call(model, config, prompt, cache, plan, beams, candidates)
 
 
 def _refuse_call_arguments(options: dict[str, Any]) -> None:
