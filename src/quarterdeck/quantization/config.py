@@ -10,7 +10,7 @@ from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.kernels.int4 import ASYMMETRIC_GROUP, SYMMETRIC_GROUP
 
 Format = Literal["int8", "int4"]
-Method = Literal["round-to-nearest", "awq", "gptq"]
+Method = Literal["round-to-nearest", "gptq"]
 FORMAT_VERSION = 1
 
 
@@ -27,8 +27,8 @@ class QuantizationConfig:
         head: whether the output head is. A head that is tied to the embedding is one tensor with it.
         modules_to_not_convert: names of modules to leave alone: whole (``"model.layers.0.mlp.up_proj"``), their
             beginning (``"model.layers.0"``) or their last part (``"up_proj"``).
-        method: how numbers were chosen: ``"round-to-nearest"``, or by what the layers see of calibration text, for
-            which see `quarterdeck.quantization.calibration`.
+        method: how numbers were chosen: ``"round-to-nearest"``, or ``"gptq"`` by what the layers see of calibration
+            text, for which see `quarterdeck.quantization.calibration`.
 
     Raises:
         InputError: values that cannot be right, alone or together.

@@ -1,26 +1,26 @@
 """Quantizing a model from outside: linears and embeddings are replaced by name, nothing else is touched.
 
-    quantize_model(model, "int4")      # rounds the weights of a built model, one after the other
-    dequantize_model(model)            # back to plain linears, with the weights as they were rounded
+    quantize_model(model, "int4")        # rounds the weights of a built model, one after the other
+    dequantize_model(model, torch.float32)   # back to plain linears, with the weights as they were rounded
 
 Loading uses the first half only, `replace_modules` on a model without memory; the weights come from the receiver.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quarterdeck.errors import InputError
 from quarterdeck.quantization.choose import as_quantization
 from quarterdeck.quantization.config import QuantizationConfig
-from quarterdeck.quantization.formats import format_of
+from quarterdeck.quantization.formats import PackedFormat, format_of
 from quarterdeck.quantization.modules import PackedModule, QuantizedEmbedding, QuantizedLinear, packed_modules
+from quarterdeck.quantization.report import LayerError, layer_error
 
-Progress = Callable[[Iterable[str]], Iterable[str]]
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
@@ -69,18 +69,17 @@ def replace_modules(model: nn.Module, config: QuantizationConfig) -> dict[str, P
     form = format_of(config)
     made: dict[str, PackedModule] = {}
     for name, module in targets(model, config).items():
-        made[name] = _like(module, form)
+        made[name] = like(module, form)
         put(model, name, made[name])
     return made
 
 
-def quantize_model(model: ModelT, config: QuantizationConfig | str, *, progress: Progress | None = None) -> ModelT:
+def quantize_model(model: ModelT, config: QuantizationConfig | str) -> ModelT:
     """Rounds the weights of a built model and returns the model, which has changed.
 
     Args:
         model: a model with values; each weight is let go as soon as it is rounded.
         config: what to quantize, or a format's name; its method must be round-to-nearest.
-        progress: shows how far it is: gets the names of the modules and gives them back, as `rich.progress.track`.
 
     Raises:
         InputError: no such configuration, weights that are not finite or quantized already, or a method that needs
@@ -91,25 +90,41 @@ def quantize_model(model: ModelT, config: QuantizationConfig | str, *, progress:
         raise InputError(f"quantize_model takes a QuantizationConfig or a format's name, not {config!r}")
     if chosen.method != "round-to-nearest":
         raise InputError(
-            f"method={chosen.method!r} needs calibration text: quarterdeck.quantization.calibration.quantize_calibrated"
+            f"method={chosen.method!r} needs calibration text: quarterdeck.quantization.calibration.quantization_steps"
         )
-    form = format_of(chosen)
-    old = targets(model, chosen)
-    shared: dict[int, dict[str, Tensor]] = {}
-    kept: list[Tensor] = []  # so that no address is used twice
-    for name in progress(list(old)) if progress is not None else list(old):
-        module = old.pop(name)
-        new = _like(module, form)
-        if id(module.weight) in shared:
-            new.set_tensors(shared[id(module.weight)])
-        else:
-            new.set_weight(module.weight.detach(), module.weight.device)
-            if any(other.weight is module.weight for other in old.values()):
-                shared[id(module.weight)] = new.tensors
-                kept.append(module.weight)
-        put(model, name, new)
-    note(model, chosen)
+    for _ in rounding_steps(model, chosen):
+        pass
     return model
+
+
+def rounding_steps(
+    model: nn.Module, config: QuantizationConfig, *, only: Collection[str] | None = None
+) -> Iterator[LayerError]:
+    """Rounds the weights of a built model to nearest, and tells after each module how it went.
+
+    Args:
+        model: a model with values.
+        config: what to quantize.
+        only: names of modules to take; the others and the model's configuration stay as they are. None takes all.
+    """
+    form = format_of(config)
+    old = {name: module for name, module in targets(model, config).items() if only is None or name in only}
+    names: dict[int, list[str]] = {}
+    for name, module in old.items():
+        names.setdefault(id(module.weight), []).append(name)
+    for group in names.values():
+        modules = [old.pop(name) for name in group]
+        weight = modules[0].weight.detach()
+        made = [like(module, form) for module in modules]
+        made[0].set_weight(weight, weight.device)
+        error = layer_error(group[0], weight, made[0].packed)
+        for name, new in zip(group, made, strict=True):
+            new.set_tensors(made[0].tensors)
+            put(model, name, new)
+        del modules, weight
+        yield error
+    if only is None:
+        note(model, config)
 
 
 def dequantize_model(model: ModelT, dtype: torch.dtype) -> ModelT:
@@ -145,7 +160,8 @@ def write_quantization(own: Any, config: Any) -> None:
         del own.quantization_config
 
 
-def _like(module: nn.Linear | nn.Embedding, form: Any) -> PackedModule:
+def like(module: nn.Linear | nn.Embedding, form: PackedFormat) -> PackedModule:
+    """A module without values for the place of ``module``."""
     if isinstance(module, nn.Embedding):
         return QuantizedEmbedding.like(module, form)
     return QuantizedLinear.like(module, form)
