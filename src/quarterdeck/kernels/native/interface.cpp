@@ -1,8 +1,6 @@
 // The C interface that Python calls, and the choice of a level.
-#include <cstdlib>
-#include <new>
-
 #include "quarterdeck.h"
+#include "scratch.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #define QUARTERDECK_X86
@@ -87,31 +85,8 @@ const Level* built(int level) {
     }
 }
 
-constexpr size_t kAlignment = 64;
-
-size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-// Memory of one call: one allocation, handed out in aligned pieces.
-class Scratch {
-  public:
-    explicit Scratch(size_t bytes) : memory_(std::aligned_alloc(kAlignment, aligned(bytes))) {}
-    ~Scratch() { std::free(memory_); }
-    Scratch(const Scratch&) = delete;
-    Scratch& operator=(const Scratch&) = delete;
-    explicit operator bool() const { return memory_ != nullptr; }
-    template <class T>
-    T* take(size_t count) {
-        T* piece = reinterpret_cast<T*>(static_cast<char*>(memory_) + used_);
-        used_ += aligned(count * sizeof(T));
-        return piece;
-    }
-
-  private:
-    void* memory_;
-    size_t used_ = 0;
-};
-
 struct Call {
+    int chosen;
     const Level* level;
     Product product;
     const void* x;
@@ -140,14 +115,33 @@ void product_chunk(void* context, int64_t chunk) {
     (call.four_bits ? call.level->int4 : call.level->int8)(call.product, first, last);
 }
 
+// The level that multiplies `rows` rows best: a tile half empty is worth less than vectors.
+const Level* level_for(const Call& call, int64_t rows) {
+    return call.chosen == kAmx && rows < kTileRows ? built(kAvx512) : built(call.chosen);
+}
+
+// Blocks of weights in a piece of work: pieces are taken by whoever is free, and neither too few nor too small.
+int64_t blocks_at_a_time(int64_t blocks, int threads) {
+    const int64_t share = blocks / (threads * 4) / 6 * 6;  // whole pairs and triples
+    return share < 6 ? 6 : share > 24 ? 24 : share;
+}
+
+// Tiles of columns, of all rows, that are half a MiB: in a second-level cache of 1 MiB or more they stay.
+int64_t slab_for(int64_t rows) {
+    const int64_t tiles = (int64_t(1) << 19) / ((rows + kTileRows - 1) / kTileRows * 1024);
+    return tiles < 8 ? 8 : tiles;
+}
+
 constexpr int64_t kMostRows = 512;  // rows of activations at a time: what is quantized stays in the cache
 
 // `rows` rows of activations from `x` on; 0, or 1 where memory is short.
 int multiply(Call& call, int64_t rows, int threads) {
     Product& p = call.product;
     Rows8& x = p.x;
+    call.level = level_for(call, rows);
     x.rows = rows, x.columns = p.k, x.padded = p.padded;
     x.group = rows < kTileRows ? rows : kTileRows;
+    x.slab = call.level->slabs ? slab_for(rows) : x.tiles();
     x.offset = !call.four_bits && call.level->offset_rows;
     const int64_t stored = (rows + x.group - 1) / x.group * x.group;
     const int64_t sums = call.four_bits ? rows * (p.padded / 32) : 0;
@@ -158,10 +152,11 @@ int multiply(Call& call, int64_t rows, int threads) {
     x.group_sum = sums ? scratch.take<int32_t>(sums) : nullptr;
     parallel(threads, (rows + kTileRows - 1) / kTileRows, quantize_chunk, &call);
     const int64_t blocks = (p.n + kBlockRows - 1) / kBlockRows;
-    int64_t per_chunk = blocks / (threads * 8) / 6 * 6;
-    call.blocks_per_chunk = per_chunk < 6 ? 6 : per_chunk > 96 ? 96 : per_chunk;
+    call.blocks_per_chunk = blocks_at_a_time(blocks, threads);
+    std::atomic<bool> short_of_memory{false};
+    p.short_of_memory = &short_of_memory;
     parallel(threads, (blocks + call.blocks_per_chunk - 1) / call.blocks_per_chunk, product_chunk, &call);
-    return 0;
+    return short_of_memory.load() ? 1 : 0;
 }
 
 int multiply_all(Call& call, int64_t rows, int threads) {
@@ -201,7 +196,7 @@ EXPORT int quarterdeck_int8_linear(int level, int threads, const void* x, int ty
                             const int8_t* weights, const float* scale, const int32_t* row_sum, const float* bias,
                             void* out) {
     Call call{};
-    call.level = built(level);
+    call.chosen = level;
     call.x = x, call.type = DType(type), call.four_bits = false;
     Product& p = call.product;
     p.weights = weights, p.scale = scale, p.row_sum = row_sum, p.bias = bias;
@@ -213,7 +208,7 @@ EXPORT int quarterdeck_int4_linear(int level, int threads, const void* x, int ty
                             const uint8_t* weights, const uint16_t* scales, const uint16_t* minima, const float* bias,
                             void* out) {
     Call call{};
-    call.level = built(level);
+    call.chosen = level;
     call.x = x, call.type = DType(type), call.four_bits = true;
     Product& p = call.product;
     p.weights = weights, p.scales = scales, p.minima = minima, p.bias = bias;

@@ -5,7 +5,7 @@
 namespace quarterdeck {
 
 const Level* level_avx512() {
-    static const Level level = {"avx512", Lanes::kOffset, quantize_row, int8_product, int4_product};
+    static const Level level = {"avx512", Lanes::kOffset, false, quantize_row, int8_product, int4_product};
     return &level;
 }
 

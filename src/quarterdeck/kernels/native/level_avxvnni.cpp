@@ -6,7 +6,7 @@
 namespace quarterdeck {
 
 const Level* level_avxvnni() {
-    static const Level level = {"avxvnni", Lanes::kOffset, quantize_row, int8_product, int4_product};
+    static const Level level = {"avxvnni", Lanes::kOffset, false, quantize_row, int8_product, int4_product};
     return &level;
 }
 

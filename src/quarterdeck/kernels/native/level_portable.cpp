@@ -5,7 +5,7 @@
 namespace quarterdeck {
 
 const Level* level_portable() {
-    static const Level level = {"portable", Lanes::kOffset, quantize_row, int8_product, int4_product};
+    static const Level level = {"portable", Lanes::kOffset, false, quantize_row, int8_product, int4_product};
     return &level;
 }
 

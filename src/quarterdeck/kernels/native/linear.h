@@ -25,19 +25,26 @@ inline void finish(const Product& p, Lanes::Float value, int64_t row, int64_t bl
     Lanes::store(advance(p.out, p.out_type, row * p.n + column), p.out_type, value, count);
 }
 
-inline void finish_int8(const Product& p, Lanes::Sum sum, int64_t row, int64_t block) {
+template <bool Offset>
+void finish_int8(const Product& p, Lanes::Sum sum, int64_t row, int64_t block) {
     const int64_t column = block * kBlockRows;
     float scale[kBlockRows] = {};
     int32_t row_sum[kBlockRows] = {};
     const float* scales = p.scale + column;
-    const int32_t* row_sums = p.row_sum + column;
+    const int32_t* row_sums = Offset ? p.row_sum + column : nullptr;
     if (p.n - column < kBlockRows) {
-        for (int64_t i = 0; i < p.n - column; ++i) scale[i] = scales[i], row_sum[i] = row_sums[i];
+        for (int64_t i = 0; i < p.n - column; ++i) scale[i] = scales[i];
+        for (int64_t i = 0; Offset && i < p.n - column; ++i) row_sum[i] = row_sums[i];
         scales = scale, row_sums = row_sum;
     }
-    if (Lanes::kOffset) sum = Lanes::without_offset(sum, row_sums);
+    if (Offset) sum = Lanes::without_offset(sum, row_sums);
     const Lanes::Float value = Lanes::multiply(Lanes::to_float(sum), Lanes::load_float(scales));
     finish(p, Lanes::multiply(value, p.x.scale[row]), row, block);
+}
+
+// A row's first columns; its tiles follow each other, since there is one slab.
+inline const int8_t* first_of(const Rows8& x, int64_t row) {
+    return x.tile_of(row / x.group, 0) + row % x.group * kBlockColumns;
 }
 
 // R activation rows by B blocks; U sums per result, so that additions need not wait for each other.
@@ -49,7 +56,7 @@ void int8_tile(const Product& p, int64_t row, int64_t block) {
             for (int b = 0; b < B; ++b) sum[u][r][b] = Lanes::zero();
     const int8_t* weights = static_cast<const int8_t*>(p.weights) + block * kBlockRows * p.padded;
     const int64_t block_bytes = kBlockRows * p.padded;
-    const int8_t* x = p.x.quad(row, 0);
+    const int8_t* x = first_of(p.x, row);
     for (int64_t column = 0; column < p.padded; column += kBlockColumns) {
 #pragma GCC unroll Lanes::kUnroll
         for (int q = 0; q < 16; ++q) {
@@ -72,7 +79,7 @@ void int8_tile(const Product& p, int64_t row, int64_t block) {
         for (int b = 0; b < B; ++b) {
             Lanes::Sum total = sum[0][r][b];
             for (int u = 1; u < U; ++u) total = Lanes::add(total, sum[u][r][b]);
-            finish_int8(p, total, row + r, block + b);
+            finish_int8<Lanes::kOffset>(p, total, row + r, block + b);
         }
     }
 }
@@ -87,11 +94,12 @@ void int4_tile(const Product& p, int64_t row, int64_t block) {
     const uint8_t* weights = static_cast<const uint8_t*>(p.weights) + block * kBlockRows * p.padded / 2;
     const uint16_t* scales = p.scales + block * groups * kBlockRows;
     const uint16_t* minima = Symmetric ? nullptr : p.minima + block * groups * kBlockRows;
+    const int8_t* rows = first_of(p.x, row);
     const int32_t* group_sum = p.x.group_sum + row * (p.padded / 32);
     for (int64_t g = 0; g < groups; ++g) {
         Lanes::Sum sum[R];
         for (int r = 0; r < R; ++r) sum[r] = Lanes::zero();
-        const int8_t* x = p.x.quad(row, g * kGroup);
+        const int8_t* x = rows + g * kGroup / kBlockColumns * kBlockColumns * p.x.group + g * kGroup % kBlockColumns;
 #pragma GCC unroll 2
         for (int half = 0; half < kGroup / 32; ++half) {
             Lanes::Part part[R];
@@ -152,7 +160,7 @@ void int8_blocks(const Product& p, int64_t block) {
     }
 }
 
-void int8_product(const Product& p, int64_t first, int64_t last) {
+[[maybe_unused]] void int8_product(const Product& p, int64_t first, int64_t last) {
     int64_t block = first;
     if constexpr (Lanes::kMostBlocks == 3) {
         // more blocks at a time only where rows are many: a single stream of weights is what memory likes best
@@ -172,7 +180,7 @@ void int4_rows(const Product& p, int64_t row, int64_t block) {
     }
 }
 
-void int4_product(const Product& p, int64_t first, int64_t last) {
+[[maybe_unused]] void int4_product(const Product& p, int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {
         for (int64_t row = 0; row < p.x.rows; row += Lanes::kMostRows) {
             const int64_t rows = p.x.rows - row < Lanes::kMostRows ? p.x.rows - row : Lanes::kMostRows;

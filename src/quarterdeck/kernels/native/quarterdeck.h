@@ -5,6 +5,7 @@
 // All code in headers is in unnamed namespaces: two levels must never share a compiled inline function.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -16,19 +17,25 @@ constexpr int64_t kBlockRows = 16;     // rows of weights side by side
 constexpr int64_t kBlockColumns = 64;  // columns are padded to whole multiples
 constexpr int64_t kTileRows = 16;      // rows of activations in a tile
 
-// Activations in 8 bits. Rows are in groups of `group` (16, or fewer where there are fewer rows), and stored
-// [rows / group][columns / 64][group][64], so that 16 rows by 64 columns are one contiguous tile.
+// Activations in 8 bits. Rows are in groups of `group` (16, or all where there are fewer), columns in tiles of 64, tiles
+// in slabs: [slab][rows / group][tiles of the slab][group][64]. A tile of 16 rows by 64 columns is contiguous, and so is
+// all that is multiplied while it stays in the second-level cache, which rows a power of two apart would not.
 struct Rows8 {
     int8_t* data;
     float* scale;        // per row
     int32_t* group_sum;  // sums of 32 columns, [rows][columns / 32]; null where nobody needs them
     int64_t rows, columns, padded;
     int64_t group;
-    bool offset;  // stored as unsigned bytes, 128 higher
+    int64_t slab;  // tiles of columns
+    bool offset;   // stored as unsigned bytes, 128 higher
 
-    const int8_t* quad(int64_t row, int64_t column) const {
-        const int64_t first = row / group * group;
-        return data + first * padded + column / 64 * 64 * group + (row - first) * 64 + column % 64;
+    int64_t groups() const { return (rows + group - 1) / group; }
+    int64_t tiles() const { return padded / kBlockColumns; }
+    int64_t slab_width(int64_t tile) const { return tiles() - tile < slab ? tiles() - tile : slab; }
+    // the first of a group's rows at tile `tile` of columns
+    int8_t* tile_of(int64_t group_index, int64_t tile) const {
+        const int64_t start = tile / slab * slab;
+        return data + (start * groups() + group_index * slab_width(start) + (tile - start)) * group * kBlockColumns;
     }
 };
 
@@ -44,11 +51,15 @@ struct Product {
     void* out;                 // [m, n]
     DType out_type;
     Rows8 x;
+    std::atomic<bool>* short_of_memory;  // set by whoever finds none for its sums; the call then fails
 };
+
+inline void out_of_memory(const Product& p) { p.short_of_memory->store(true, std::memory_order_relaxed); }
 
 struct Level {
     const char* name;
     bool offset_rows;  // the int8 product wants activations as unsigned bytes
+    bool slabs;        // wants columns in slabs
     // row `row` of `rows` from x, [columns] of `type`
     void (*quantize)(const void* x, DType type, const Rows8& rows, int64_t row);
     // all rows of x times blocks [first, last) of 16 rows of weights
