@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from parity import TINY, Pair, make_pair, padding_mask, random_ids, transformers
-from quarterdeck import LLM, CohereForCausalLM, CohereModel, DynamicCache, StaticCache, pipeline
+from quarterdeck import LLM, CohereForCausalLM, CohereModel, CompileConfig, DynamicCache, StaticCache, pipeline
 from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.weights.offload import OffloadedWeights, dispatch
 from quarterdeck.weights.placement import Placement, place_model
@@ -241,6 +243,32 @@ def test_a_divided_model_is_not_moved_or_converted(folder: Path) -> None:
     with pytest.raises(InputError, match="resize it on one device"):
         model.resize_token_embeddings(200)
     assert torch.equal(logits(model), before)
+
+
+def test_threads_take_turns(pair: Pair, folder: Path) -> None:
+    model = load(folder, device_map={"": "disk"})
+    expected, seen = logits(pair.ours), []
+
+    def work() -> None:
+        for _ in range(5):
+            with contextlib.suppress(InputError):
+                model(IDS + 1000)  # an error gives the turn back
+            seen.append(torch.equal(logits(model), expected))
+
+    for one in (threads := [threading.Thread(target=work) for _ in range(4)]):
+        one.start()
+    for one in threads:
+        one.join(timeout=60)
+    assert seen == [True] * 20
+    twin = copy.deepcopy(model)
+    assert torch.equal(logits(twin), expected)
+    assert twin._forward_pre_hooks != model._forward_pre_hooks
+
+
+def test_compiling_is_refused(folder: Path) -> None:
+    model = load(folder, device_map={"": "disk"})
+    with pytest.raises(InputError, match=r"cannot be compiled: parts of the model are on different devices \(disk\)"):
+        model.generate(IDS, max_new_tokens=3, cache_implementation="static", compile_config=CompileConfig())
 
 
 def test_pipeline_and_llm_take_maps(tmp_path: Path) -> None:

@@ -82,8 +82,8 @@ class LLM:
         device: where to run: ``"cuda:1"``, ``torch.device(...)`` or a number. Default: the first accelerator, else
             the CPU.
         device_map, max_memory, offload_folder: as in ``from_pretrained``, for a model that is divided among several
-            places, in place of ``device``. One that is partly on the CPU beside an accelerator or on the disk is for
-            one thread at a time.
+            places, in place of ``device``. Threads take turns with one that is partly on the CPU beside an accelerator
+            or on the disk.
         attn_implementation: ``"sdpa"`` (default), ``"eager"``, ``"flash_attention_2"`` or ``"flex_attention"``.
         quantization: ``"int8"``, ``"int4"``, a `QuantizationConfig` or a `BitsAndBytesConfig`: weights in fewer bits,
             quantized while they are read. A checkpoint that is quantized says so itself.

@@ -237,9 +237,9 @@ def _obstacle(model: CausalModel) -> str | None:
     """Why steps of the model cannot be compiled; None if they can."""
     if depends_on_length(model.config):
         return "rotary frequencies depend on the length of the text"
-    places = getattr(model, "hf_device_map", None) or {}
-    if len(set(map(str, places.values()))) > 1:
-        return f"parts of the model are on different devices ({', '.join(sorted(set(map(str, places.values()))))})"
+    places = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    if len(places) > 1 or "disk" in places:
+        return f"parts of the model are on different devices ({', '.join(sorted(places))})"
     modules = model.modules() if isinstance(model, nn.Module) else ()
     native = next((module for module in modules if not getattr(module, "is_compileable", True)), None)
     return None if native is None else f"it has a {type(native).__name__}, which calls code outside PyTorch"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -176,6 +177,27 @@ def _put_away(model: nn.Module, name: str, offloaded: OffloadedWeights) -> None:
         put_tensor(model, name, tensor.to("meta"))
 
 
+class OneAtATime:
+    """Lets one thread at a time run modules whose weights come and go; others wait for their turn."""
+
+    def __init__(self) -> None:
+        self._turn = threading.RLock()  # a module may run others of the same model
+
+    def guard(self, module: nn.Module) -> None:
+        """Has the module ask for its turn before it runs and give it back after that, whatever happens."""
+        module.register_forward_pre_hook(self._enter)
+        module.register_forward_hook(self._leave, always_call=True)
+
+    def _enter(self, module: nn.Module, inputs: Any) -> None:
+        self._turn.acquire()
+
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._turn.release()
+
+    def __reduce__(self) -> tuple[type[OneAtATime], tuple[()]]:
+        return OneAtATime, ()  # a copy of the model has turns of its own
+
+
 def dispatch(model: nn.Module, placement: Placement, offloaded: OffloadedWeights) -> None:
     """Gives the modules of a divided model the hooks that bring inputs and weights to where they are needed."""
     from accelerate import dispatch_model
@@ -196,6 +218,10 @@ def dispatch(model: nn.Module, placement: Placement, offloaded: OffloadedWeights
     for name in _pieces(model, placement):
         # what is added up inside of a layer must be in one place
         model.get_submodule(name)._hf_hook.io_same_device = True  # type: ignore[union-attr]
+    turns = OneAtATime()
+    for module in model.modules():
+        if offloaded and hasattr(module, "tied_weights"):  # whole models, with and without a head
+            turns.guard(module)
 
 
 def _runs_on(placement: Placement, name: str) -> torch.device:
