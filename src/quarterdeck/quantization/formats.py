@@ -23,7 +23,7 @@ PACKED, SCALE, ROW_SUM, MINIMUM = "weight_packed", "weight_scale", "weight_row_s
 LEAVES = (PACKED, SCALE, ROW_SUM, MINIMUM)
 """All names under which a module may hold parts of a packed weight."""
 
-_CHUNK = 2**22  # weights that are rounded at once; float32 copies of them are what rounding takes besides
+_CHUNK = 2**20  # weights that are rounded at once; float32 copies of them are what rounding takes besides
 
 
 class PackedFormat(Protocol):
@@ -45,6 +45,9 @@ class PackedFormat(Protocol):
 class Int8Format:
     """8 bits for each weight, a float32 scale for each row."""
 
+    def __repr__(self) -> str:
+        return "int8"
+
     def tensors(self, rows: int, columns: int) -> Mapping[str, tuple[Sequence[int], torch.dtype]]:
         """See `PackedFormat`; the row sums follow from the values and save adding them at every start."""
         blocks = (-(-rows // BLOCK_ROWS), padded_columns(columns) // QUAD, BLOCK_ROWS, QUAD)
@@ -65,6 +68,9 @@ class Int4Format:
     def __init__(self, *, symmetric: bool) -> None:
         self.symmetric = symmetric
         self.group = int4.SYMMETRIC_GROUP if symmetric else int4.ASYMMETRIC_GROUP
+
+    def __repr__(self) -> str:
+        return f"int4, {'' if self.symmetric else 'a'}symmetric, groups of {self.group}"
 
     def tensors(self, rows: int, columns: int) -> Mapping[str, tuple[Sequence[int], torch.dtype]]:
         """See `PackedFormat`."""

@@ -16,7 +16,7 @@ from quarterdeck.quantization.bnb import BitsAndBytesReceiver, parts_in_full, re
 from quarterdeck.quantization.bnb_config import BitsAndBytesConfig
 from quarterdeck.quantization.choose import Quantization
 from quarterdeck.quantization.formats import PACKED
-from quarterdeck.quantization.modules import PackedModule
+from quarterdeck.quantization.modules import PackedModule, QuantizedEmbedding
 from quarterdeck.quantization.surgery import note, replace_modules
 
 Shape = tuple[int, ...]
@@ -56,6 +56,9 @@ def prepare(
         linears = replace_with_bitsandbytes(model, quantization, elsewhere=far)
         return BitsAndBytesReceiver(linears, quantization, stored, prefix, dtype)
     modules = replace_modules(model, quantization)
+    for module in modules.values():
+        if isinstance(module, QuantizedEmbedding):
+            module.dtype = dtype
     packed = any(name.rpartition(".")[2] == PACKED for name in stored)
     return StoredReceiver(modules) if packed else RoundingReceiver(modules)
 
