@@ -293,6 +293,39 @@ def test_refused(options: dict[str, Any], error: type[Exception], message: str) 
             model.generate(random_ids(1, 4), cache_implementation="quantized", cache_config=options, max_new_tokens=2)
 
 
+def test_cache_config_is_for_the_quantized_cache() -> None:
+    model, ids = make_ours(), random_ids(1, 4)
+    with pytest.raises(UnsupportedOptionError, match="cache_config has 'bits', which is no argument of QuantizedCache"):
+        model.generate(ids, cache_implementation="quantized", cache_config={"bits": 4}, max_new_tokens=2)
+    for kind in (None, "static", "dynamic"):
+        with pytest.raises(InputError, match=r"cache_config=\{'nbits': 4\} is for cache_implementation='quantized'"):
+            model.generate(ids, cache_implementation=kind, cache_config={"nbits": 4}, max_new_tokens=2)
+    output = model.generate(
+        ids, cache_implementation="dynamic_full", cache_config={}, max_new_tokens=2, return_dict_in_generate=True
+    )
+    assert type(output.past_key_values) is DynamicCache
+    chosen: dict[str, Any] = {"backend": "quanto", "config": model.config, "axis_key": 0, "axis_value": 0, "nbits": 8}
+    output = model.generate(
+        ids,
+        cache_implementation="quantized",
+        cache_config=chosen,
+        max_new_tokens=2,
+        return_dict_in_generate=True,
+    )
+    assert output.past_key_values.storage.axis_key == 0
+    assert "backend" in chosen, "what is the caller's stays as it is"
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"prompt_lookup_num_tokens": 3}])
+def test_other_ways_to_decode_find_the_same(options: dict[str, Any]) -> None:
+    model = make_ours(eos_token_id=None)
+    ids = random_ids(1, 30)
+    plain = model.generate(ids, max_new_tokens=12, **options)
+    config = {"nbits": 8, "q_group_size": 8, "residual_length": 8}
+    ours = model.generate(ids, max_new_tokens=12, cache_implementation="quantized", cache_config=config, **options)
+    assert torch.equal(ours, plain)
+
+
 def test_arguments_of_transformers() -> None:
     config = make_ours().config
     cache = QuantizedCache("quanto", config, nbits=4, axis_key=0, axis_value=0, q_group_size=64, residual_length=128)

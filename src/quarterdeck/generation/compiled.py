@@ -110,7 +110,6 @@ class CompiledStep:
     Args:
         model: whose steps they are.
         config: how to compile.
-        rows, room: B and S of the cache.
     """
 
     def __init__(self, model: CausalModel, config: CompileConfig) -> None:
