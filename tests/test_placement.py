@@ -17,8 +17,10 @@ from torch import Tensor
 from parity import TINY, Pair, make_pair, padding_mask, random_ids, transformers
 from quarterdeck import LLM, CohereForCausalLM, CohereModel, CompileConfig, DynamicCache, StaticCache, pipeline
 from quarterdeck.errors import InputError, UnsupportedOptionError
-from quarterdeck.weights.offload import OffloadedWeights, dispatch
+from quarterdeck.weights.load import LoadReport
+from quarterdeck.weights.offload import OffloadedWeights, dispatch, offload_weights
 from quarterdeck.weights.placement import Placement, place_model
+from quarterdeck.weights.reader import MemoryTensors
 
 FIELDS = {"num_hidden_layers": 4, "num_key_value_heads": 2, "use_qk_norm": True}
 IDS = random_ids(2, 9)
@@ -356,6 +358,25 @@ def test_hooks_run_each_part_where_it_is() -> None:
             assert str(hook.execution_device) == place, name
             assert not hook.offload
             assert not hook.io_same_device, name
+
+
+def test_weights_beside_an_accelerator_visit_it() -> None:
+    """The meta device stands for the accelerator: all of the model is on the CPU but for its last norm."""
+    model = make_pair("eager", **FIELDS).ours
+    whole = {name: tensor.clone() for name, tensor in model.state_dict().items() if name != "model.norm.weight"}
+    parts: dict[str, Any] = dict.fromkeys(("model.embed_tokens", "model.layers", "lm_head"), "cpu")
+    placement = Placement(parts | {"model.norm": "meta"}, parts | {"model.norm": "meta"}, "meta")
+    offloaded = OffloadedWeights()
+    offload_weights(model, placement, MemoryTensors({}), LoadReport(), offloaded, tied=model.tied_weights())
+    assert set(offloaded) == set(whole)
+    dispatch(model, placement, offloaded)
+    for name, module in model.named_modules():
+        hook: Any = getattr(module, "_hf_hook", None)
+        if hook is not None and name != "model.norm" and list(module.parameters(recurse=False)):
+            assert (hook.offload, str(hook.execution_device)) == (True, "meta"), name
+    assert on_meta(model) >= set(whole) - {"lm_head.weight"}
+    assert model(IDS.to("meta")).logits.device.type == "meta"
+    assert all(torch.equal(offloaded[name], tensor) for name, tensor in whole.items())
 
 
 def test_pieces_of_a_layer_give_their_results_back(folder: Path) -> None:
