@@ -97,10 +97,14 @@ def unpack(packed: Packed, dtype: torch.dtype) -> Tensor:
     """The numbers again, ``[B, G, T, D]`` in ``dtype``, computed in float32."""
     codes, scales, minimums = packed.tensors
     if packed.grouping.bits == 4:
-        codes = torch.cat((codes & 15, codes >> 4), dim=-1)
-    groups = _grouped(codes.float(), packed.grouping)
-    groups.mul_(scales.float()[:, :, :, None, :, None]).add_(minimums.float()[:, :, :, None, :, None])
-    return groups.view(codes.shape).to(dtype)
+        half = codes.shape[3]
+        numbers = torch.empty((*codes.shape[:3], 2 * half), dtype=torch.float32, device=codes.device)
+        numbers[..., :half], numbers[..., half:] = codes & 15, codes >> 4
+    else:
+        numbers = codes.float()
+    groups = _grouped(numbers, packed.grouping)
+    torch.addcmul(minimums.float()[:, :, :, None, :, None], groups, scales.float()[:, :, :, None, :, None], out=groups)
+    return numbers.to(dtype)
 
 
 def _grouped(x: Tensor, grouping: Grouping) -> Tensor:

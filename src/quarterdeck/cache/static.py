@@ -27,6 +27,10 @@ class StaticLayer(CacheLayer):
         self._is_counted = True
         self._last: Tensor | None = None  # [1], the last place that a cache_position named
 
+    def tensors(self) -> list[Tensor]:
+        """Keys, values and the last place: all that a step writes to."""
+        return [kept for kept in (self.keys, self.values, self._last) if kept is not None]
+
     def allocate(self, batch: int, heads: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
         """Make the buffers; done by the first :meth:`update` where it was not done before."""
         shape = (batch, heads, self.max_cache_len, width)

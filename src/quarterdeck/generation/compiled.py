@@ -117,6 +117,7 @@ class CompiledStep:
         self._config = config
         self._given: Tensor | None = None
         self._mask: Tensor | None = None
+        self._fixed: Cache | None = None
 
     def __call__(
         self,
@@ -141,7 +142,7 @@ class CompiledStep:
         assert room is not None
         mask = self._whole(mask, room)
         program = steps_of(self._model).get(self._key(cache, positions, mask, options), self._config)
-        _fix_addresses(cache)
+        self._fix_addresses(cache)
         place = torch.full((1,), start, device=tokens.device)
         if tokens.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch has no annotation here
@@ -157,18 +158,18 @@ class CompiledStep:
             self._mask = nn.functional.pad(mask[:, :room], (0, max(room - mask.shape[1], 0)), value=1)
         return self._mask
 
+    def _fix_addresses(self, cache: Cache) -> None:
+        """Let CUDA graphs write to the cache where it is; another cache is recorded again, not compiled again."""
+        if self._fixed is not cache:
+            self._fixed = cache
+            for kept in (kept for layer in cache.layers for kept in layer.tensors()):
+                torch._dynamo.mark_static_address(kept, guard=False)
+
     def _key(self, cache: Cache, positions: Tensor | None, mask: Tensor | None, options: dict[str, Any]) -> Hashable:
         model, arguments = self._model, self._config.arguments()
         arguments["options"] = repr(arguments["options"])
         inputs = cache.rows, cache.get_max_length(), positions is None, mask is None, *sorted(options.items())
         return inputs, model.device, model.dtype, model.config.attn_implementation, *arguments.values()
-
-
-def _fix_addresses(cache: Cache) -> None:
-    """Let CUDA graphs write to the cache where it is; another cache is recorded again, not compiled again."""
-    for layer in cache.layers:
-        for kept in layer.tensors():
-            torch._dynamo.mark_static_address(kept, guard=False)
 
 
 def _own(output: CausalLMOutputWithPast) -> CausalLMOutputWithPast:
