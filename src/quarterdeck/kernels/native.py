@@ -28,6 +28,8 @@ _LIBRARY = Path(__file__).with_name("_native.so")
 # x, its type, rows of x, rows and columns of the weight; then pointers
 _PRODUCT = [c_int, c_int, c_void_p, c_int, c_int64, c_int64, c_int64]
 _SIGNATURES = {
+    "quarterdeck_dense_linear": [*_PRODUCT, c_void_p, c_void_p, c_void_p],
+    "quarterdeck_attend": [c_int, c_int, c_void_p, c_void_p, c_int],
     "quarterdeck_int8_linear": [*_PRODUCT, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p],
     "quarterdeck_int4_linear": [*_PRODUCT, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p],
 }

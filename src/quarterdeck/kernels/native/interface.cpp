@@ -1,4 +1,7 @@
 // The C interface that Python calls, and the choice of a level.
+#include <cmath>
+
+#include "convert.h"
 #include "quarterdeck.h"
 #include "scratch.h"
 
@@ -173,6 +176,79 @@ int multiply_all(Call& call, int64_t rows, int threads) {
 
 int64_t pad_columns(int64_t columns) { return (columns + kBlockColumns - 1) / kBlockColumns * kBlockColumns; }
 
+// Levels without a kernel of their own for something use the one below.
+const Level* level_of_vectors(int level) { return built(level == kAmx ? kAvx512 : level); }
+
+struct DenseCall {
+    const Level* level;
+    DenseProduct product;
+    int64_t rows_per_chunk;
+};
+
+void dense_chunk(void* context, int64_t chunk) {
+    const DenseCall& call = *static_cast<const DenseCall*>(context);
+    const int64_t first = chunk * call.rows_per_chunk, last = first + call.rows_per_chunk;
+    call.level->dense(call.product, first, last < call.product.n ? last : call.product.n);
+}
+
+struct AttentionCall {
+    const Level* level;
+    Attention attention;
+    const Segment* segments;
+    int64_t pieces;   // of all segments
+    int64_t padded;   // width
+    float* partials;  // [batch * heads][pieces][partial]
+    std::atomic<bool> short_of_memory{false};
+
+    int64_t partial() const { return attention.queries * (2 + padded); }
+};
+
+void attend_chunk(void* context, int64_t chunk) {
+    AttentionCall& call = *static_cast<AttentionCall*>(context);
+    const Attention& a = call.attention;
+    int64_t piece = chunk % call.pieces;
+    const int64_t pair = chunk / call.pieces;
+    const Segment* segment = call.segments;
+    for (;; ++segment) {
+        const int64_t pieces = (segment->length + kPiece - 1) / kPiece;
+        if (piece < pieces) break;
+        piece -= pieces;
+    }
+    const int64_t first = piece * kPiece, last = first + kPiece < segment->length ? first + kPiece : segment->length;
+    Scratch scratch((a.queries * (call.padded + kPiece) + 16 * call.padded) * sizeof(float));
+    if (!scratch) return call.short_of_memory.store(true, std::memory_order_relaxed);
+    float* const work = scratch.take<float>(1);
+    float* const partial = call.partials + chunk * call.partial();
+    call.level->attend(a, *segment, pair / a.heads, pair % a.heads, first, last, partial, work);
+}
+
+// Puts the pieces of one sequence's head together. What sees nothing is zero.
+void combine_chunk(void* context, int64_t pair) {
+    const AttentionCall& call = *static_cast<const AttentionCall*>(context);
+    const Attention& a = call.attention;
+    const float* const partials = call.partials + pair * call.pieces * call.partial();
+    for (int64_t query = 0; query < a.queries; ++query) {
+        float largest = -INFINITY, total = 0.0f;
+        for (int64_t piece = 0; piece < call.pieces; ++piece) {
+            largest = std::fmax(largest, partials[piece * call.partial() + query]);
+        }
+        float sums[kMostWidth] = {};
+        for (int64_t piece = 0; piece < call.pieces; ++piece) {
+            const float* partial = partials + piece * call.partial();
+            const float weight = partial[a.queries + query];
+            if (weight == 0.0f) continue;
+            const float factor = std::exp(partial[query] - largest);
+            total += factor * weight;
+            const float* from = partial + a.queries * 2 + query * call.padded;
+            for (int64_t c = 0; c < a.width; ++c) sums[c] += factor * from[c];
+        }
+        const int64_t row = pair * a.queries + query;
+        for (int64_t c = 0; c < a.width; ++c) {
+            store_float(a.out, a.type, row * a.width + c, total == 0.0f ? 0.0f : sums[c] / total);
+        }
+    }
+}
+
 }  // namespace
 }  // namespace quarterdeck
 
@@ -214,6 +290,37 @@ EXPORT int quarterdeck_int4_linear(int level, int threads, const void* x, int ty
     p.weights = weights, p.scales = scales, p.minima = minima, p.bias = bias;
     p.n = n, p.k = k, p.padded = pad_columns(k), p.out = out, p.out_type = DType(type);
     return multiply_all(call, m, threads);
+}
+
+EXPORT int quarterdeck_dense_linear(int level, int threads, const void* x, int type, int64_t m, int64_t n, int64_t k,
+                                    const void* weights, const float* bias, void* out) {
+    const int64_t padded = (k + 15) / 16 * 16;
+    Scratch scratch(m * padded * sizeof(float));
+    if (!scratch) return 1;
+    float* const rows = scratch.take<float>(m * padded);
+    for (int64_t row = 0; row < m; ++row) {
+        for (int64_t c = 0; c < padded; ++c) {
+            rows[row * padded + c] = c < k ? load_float(x, DType(type), row * k + c) : 0.0f;
+        }
+    }
+    const int64_t share = n / (threads * 8) / 4 * 4;
+    DenseCall call{level_of_vectors(level), {weights, rows, bias, out, DType(type), m, n, k, padded},
+                   share < 16 ? 16 : share > 256 ? 256 : share};
+    parallel(threads, (n + call.rows_per_chunk - 1) / call.rows_per_chunk, dense_chunk, &call);
+    return 0;
+}
+
+EXPORT int quarterdeck_attend(int level, int threads, const Attention* attention, const Segment* segments, int count) {
+    AttentionCall call{level_of_vectors(level), *attention, segments, 0, (attention->width + 15) / 16 * 16, nullptr};
+    for (int i = 0; i < count; ++i) call.pieces += (segments[i].length + kPiece - 1) / kPiece;
+    const int64_t pairs = attention->batch * attention->heads;
+    Scratch scratch(pairs * call.pieces * call.partial() * sizeof(float));
+    if (!scratch) return 1;
+    call.partials = scratch.take<float>(1);
+    parallel(threads, pairs * call.pieces, attend_chunk, &call);
+    if (call.short_of_memory.load()) return 1;
+    parallel(threads, pairs, combine_chunk, &call);
+    return 0;
 }
 
 }  // extern "C"

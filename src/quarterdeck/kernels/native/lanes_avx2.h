@@ -108,7 +108,31 @@ struct Lanes {
         for (int64_t i = 0; i < count && i < 16; ++i) store_float(to, type, i, lanes[i]);
     }
 
-    static void prefetch(const void* address) { _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T0); }
+    static __m256 load_eight(const void* from, DType type) {
+        if (type == kFloat32) return _mm256_loadu_ps(static_cast<const float*>(from));
+        const __m128i bits = _mm_loadu_si128(static_cast<const __m128i*>(from));
+        if (type == kFloat16) return _mm256_cvtph_ps(bits);
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+    }
+
+    static Float load(const void* from, DType type, int64_t count) {
+        if (count >= 16) return {load_eight(from, type), load_eight(advance(from, type, 8), type)};
+        float lanes[16] = {};
+        for (int64_t i = 0; i < count; ++i) lanes[i] = quarterdeck::load_float(from, type, i);
+        return load_float(lanes);
+    }
+
+    static float total(Float value) {
+        const __m256 eight = _mm256_add_ps(value.low, value.high);
+        __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+        four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+    }
+
+    static void store_all(float* to, Float value) {
+        _mm256_storeu_ps(to, value.low);
+        _mm256_storeu_ps(to + 8, value.high);
+    }
 };
 
 }  // namespace

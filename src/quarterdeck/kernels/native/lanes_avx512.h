@@ -89,7 +89,8 @@ struct Lanes {
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
     }
 
-    static void prefetch(const void* address) { _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T0); }
+    static float total(Float value) { return _mm512_reduce_add_ps(value); }
+    static void store_all(float* to, Float value) { _mm512_storeu_ps(to, value); }
 };
 
 }  // namespace

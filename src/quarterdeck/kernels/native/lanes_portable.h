@@ -73,6 +73,18 @@ struct Lanes {
         return result;
     }
 
+    static Float load(const void* from, DType type, int64_t count) {
+        Float result{};
+        for (int64_t i = 0; i < count && i < 16; ++i) result.lane[i] = quarterdeck::load_float(from, type, i);
+        return result;
+    }
+
+    static float total(const Float& value) {
+        float sum = 0;
+        for (int i = 0; i < 16; ++i) sum += value.lane[i];
+        return sum;
+    }
+
     static Float load_float(const float* from) {
         Float result;
         std::memcpy(result.lane, from, 64);
@@ -114,7 +126,7 @@ struct Lanes {
         for (int64_t i = 0; i < count; ++i) store_float(to, type, i, value.lane[i]);
     }
 
-    static void prefetch(const void*) {}
+    static void store_all(float* to, const Float& value) { std::memcpy(to, value.lane, 64); }
 };
 
 }  // namespace

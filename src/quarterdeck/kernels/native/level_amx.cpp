@@ -1,4 +1,4 @@
-// AMX: products with many rows. Few rows go to the level below, whose single stream of weights is all that memory gives.
+// AMX: products with many rows. All else goes to the level below: one stream of weights is all that memory gives.
 #include "lanes_avx512.h"
 #include "linear.h"
 #include "quantize.h"
@@ -204,7 +204,7 @@ void int4_tiles(const Product& p, int64_t first, int64_t last) {
 }  // namespace
 
 const Level* level_amx() {
-    static const Level level = {"amx", false, true, quantize_row, int8_tiles, int4_tiles};
+    static const Level level = {"amx", false, true, quantize_row, int8_tiles, int4_tiles, nullptr, nullptr};
     return &level;
 }
 

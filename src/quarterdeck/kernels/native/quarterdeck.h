@@ -56,6 +56,50 @@ struct Product {
 
 inline void out_of_memory(const Product& p) { p.short_of_memory->store(true, std::memory_order_relaxed); }
 
+// y = x W^T + bias with weights as they are, for few rows.
+struct DenseProduct {
+    const void* weights;  // [n, k] of `type`
+    const float* x;       // [m, padded], float32, zero behind k
+    const float* bias;    // may be null
+    void* out;            // [m, n] of `type`
+    DType type;
+    int64_t m, n, k, padded;
+};
+
+// Keys or values as a cache stores them: floating, or codes of 8 or 4 bits in groups with a scale and a minimum.
+// Positions of one head follow each other; strides between heads and sequences are in elements of each array.
+struct Stored {
+    const void* data;
+    const uint16_t* scales;  // float16; null where floating
+    const uint16_t* minima;
+    int64_t sequence, head;              // strides of data
+    int64_t scale_sequence, scale_head;  // strides of scales and minima
+    int32_t bits;                        // 0 where floating
+    DType type;                          // of floating data
+    int32_t tokens, channels;            // of a group
+};
+
+// Attention of one position's queries: for every sequence and key-value head, `queries` heads share keys and values.
+struct Attention {
+    const void* query;      // [batch, heads, queries, width]
+    void* out;              // the same
+    const uint8_t* allowed; // [batch, all positions]; null: all
+    DType type;             // of query and out
+    int64_t batch, heads, queries, width;
+    int64_t positions;      // of all segments
+    float scale;
+};
+
+struct Segment {
+    Stored key, value;
+    int64_t start, length;  // where it begins among all positions
+};
+
+// What a piece of positions adds to a query: the largest score, and sums with weights relative to it. The layout is
+// [queries] maxima, [queries] sums of weights, [queries][width] weighted values.
+constexpr int64_t kPiece = 256;      // positions at a time
+constexpr int64_t kMostWidth = 512;  // of a head
+
 struct Level {
     const char* name;
     bool offset_rows;  // the int8 product wants activations as unsigned bytes
@@ -65,6 +109,11 @@ struct Level {
     // all rows of x times blocks [first, last) of 16 rows of weights
     void (*int8)(const Product& product, int64_t first, int64_t last);
     void (*int4)(const Product& product, int64_t first, int64_t last);
+    // rows [first, last) of the weights
+    void (*dense)(const DenseProduct& product, int64_t first, int64_t last);
+    // positions [first, last) of a segment, counted within it; `work` has room for attend_floats(...)
+    void (*attend)(const Attention& attention, const Segment& segment, int64_t sequence, int64_t head, int64_t first,
+                   int64_t last, float* partial, float* work);
 };
 
 const Level* level_portable();
