@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from training.midshipman.prepare import own_texts
 
 from parity import make_ours, random_ids
 from quarterdeck import AutoTokenizer, CohereForCausalLM, QuantizationConfig
@@ -140,7 +140,9 @@ def test_the_first_layer_is_calibrated_with_what_it_gets() -> None:
     assert type(model.lm_head) is nn.Linear
 
 
-def test_the_embedded_model_keeps_more_with_calibration() -> None:
+def test_the_embedded_model_keeps_more_with_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    own_texts = importlib.import_module("training.midshipman.prepare").own_texts  # no part of the installed package
     tokenizer = AutoTokenizer.from_pretrained("midshipman")
     calibration, fresh = (
         [
