@@ -11,45 +11,61 @@ namespace {
 
 constexpr int64_t kRowsAtOnce = 16;
 
-// Rows [first, first + count) of one head as float32, [count][padded]. Where nothing has to be converted it is the
-// stored rows themselves.
+// A group row's numbers (scales or minima), one per channel.
+void spread(const uint16_t* from, int64_t groups, int64_t channels, float* to) {
+    float numbers[kMostWidth];
+    float* const few = channels == 1 ? to : numbers;
+    for (int64_t g = 0; g < groups; g += 16) {
+        Lanes::store_all(few + g, Lanes::load(from + g, kFloat16, groups - g));
+    }
+    if (channels == 1) return;
+    for (int64_t g = 0; g < groups; ++g, to += channels) {
+        if (channels % 16 == 0) {
+            for (int64_t c = 0; c < channels; c += 16) Lanes::store_all(to + c, Lanes::all(few[g]));
+        } else {
+            for (int64_t c = 0; c < channels; ++c) to[c] = few[g];
+        }
+    }
+}
+
+// Rows [first, first + count) of one head as float32, [count][padded].
 void widen_codes(const Stored& s, int64_t sequence, int64_t head, int64_t first, int64_t count, int64_t width,
                  int64_t padded, float* to) {
     const uint8_t* codes = static_cast<const uint8_t*>(s.data) + sequence * s.sequence + head * s.head;
-    const uint16_t* scales = s.scales + sequence * s.scale_sequence + head * s.scale_head;
-    const uint16_t* minima = s.minima + sequence * s.scale_sequence + head * s.scale_head;
-    const int64_t groups = width / s.channels, row_bytes = s.bits == 8 ? width : width / 2;
-    float scale[kMostWidth], minimum[kMostWidth];
+    const int64_t scales_at = sequence * s.scale_sequence + head * s.scale_head;
+    const int64_t groups = width / s.channels, row_bytes = s.bits == 8 ? width : width / 2, half = width / 2;
+    float scale[kMostWidth + 16], minimum[kMostWidth + 16];
     int64_t known = -1;
     for (int64_t i = 0; i < count; ++i, to += padded) {
         const int64_t row = first + i, group_row = row / s.tokens;
         if (group_row != known) {
             known = group_row;
-            float few_scales[kMostWidth], few_minima[kMostWidth];
-            for (int64_t g = 0; g < groups; g += 16) {
-                const int64_t some = groups - g < 16 ? groups - g : 16;
-                Lanes::store_all(few_scales + g, Lanes::load(scales + group_row * groups + g, kFloat16, some));
-                Lanes::store_all(few_minima + g, Lanes::load(minima + group_row * groups + g, kFloat16, some));
-            }
-            for (int64_t g = 0; g < groups; ++g) {
-                for (int64_t c = g * s.channels; c < (g + 1) * s.channels; ++c) {
-                    scale[c] = few_scales[g];
-                    minimum[c] = few_minima[g];
-                }
-            }
+            spread(s.scales + scales_at + group_row * groups, groups, s.channels, scale);
+            spread(s.minima + scales_at + group_row * groups, groups, s.channels, minimum);
         }
         const uint8_t* from = codes + row * row_bytes;
-        if (s.bits == 8) {
-            for (int64_t c = 0; c < width; ++c) to[c] = float(from[c]) * scale[c] + minimum[c];
+        const auto put = [&](int64_t c, Lanes::Float code) {
+            const Lanes::Float least = Lanes::load_float(minimum + c);
+            Lanes::store_all(to + c, Lanes::multiply_add(code, Lanes::load_float(scale + c), least));
+        };
+        if (s.bits == 8 && width % 16 == 0) {
+            for (int64_t c = 0; c < width; c += 16) put(c, Lanes::widen(from + c));
+        } else if (s.bits == 4 && half % 16 == 0) {
+            for (int64_t c = 0; c < half; c += 16) {
+                put(c, Lanes::widen_low(from + c));
+                put(half + c, Lanes::widen_high(from + c));
+            }
         } else {
-            const int64_t half = width / 2;
-            for (int64_t c = 0; c < half; ++c) to[c] = float(from[c] & 15) * scale[c] + minimum[c];
-            for (int64_t c = 0; c < half; ++c) to[half + c] = float(from[c] >> 4) * scale[half + c] + minimum[half + c];
+            for (int64_t c = 0; c < width; ++c) {
+                const int code = s.bits == 8 ? from[c] : c < half ? from[c] & 15 : from[c - half] >> 4;
+                to[c] = float(code) * scale[c] + minimum[c];
+            }
+            for (int64_t c = width; c < padded; ++c) to[c] = 0.0f;
         }
-        for (int64_t c = width; c < padded; ++c) to[c] = 0.0f;
     }
 }
 
+// The same of whatever is stored; where nothing has to be converted, the stored rows themselves.
 const float* widen(const Stored& s, int64_t sequence, int64_t head, int64_t first, int64_t count, int64_t width,
                    int64_t padded, float* to) {
     if (s.bits) {
@@ -66,48 +82,73 @@ const float* widen(const Stored& s, int64_t sequence, int64_t head, int64_t firs
     return to;
 }
 
-// Scores of `count` keys, `R` queries at a time.
-template <int R>
-void score(const float* query, const float* keys, int64_t count, int64_t padded, float* scores) {
-    for (int64_t i = 0; i < count; ++i) {
-        Lanes::Float sum[R];
-        for (int r = 0; r < R; ++r) sum[r] = Lanes::zero_float();
-        for (int64_t c = 0; c < padded; c += 16) {
-            const Lanes::Float key = Lanes::load_float(keys + i * padded + c);
+// Scores of `Keys` keys and `R` queries, 16 in all: sums are added up across lanes all at once.
+template <int Keys, int R>
+void score_sixteen(const float* query, const float* keys, int64_t padded, float* scores) {
+    static_assert(Keys * R == 16);
+    Lanes::Float sum[16];
+    for (int i = 0; i < 16; ++i) sum[i] = Lanes::zero_float();
+    for (int64_t c = 0; c < padded; c += 16) {
+        Lanes::Float asked[R];
 #pragma GCC unroll 4
-            for (int r = 0; r < R; ++r) {
-                sum[r] = Lanes::multiply_add(Lanes::load_float(query + r * padded + c), key, sum[r]);
-            }
+        for (int r = 0; r < R; ++r) asked[r] = Lanes::load_float(query + r * padded + c);
+#pragma GCC unroll 16
+        for (int k = 0; k < Keys; ++k) {
+            const Lanes::Float key = Lanes::load_float(keys + k * padded + c);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) sum[r * Keys + k] = Lanes::multiply_add(key, asked[r], sum[r * Keys + k]);
         }
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) scores[r * kPiece + i] = Lanes::total(sum[r]);
     }
+    float totals[16];
+    Lanes::store_all(totals, Lanes::totals(sum));
+    for (int r = 0; r < R; ++r) std::memcpy(scores + r * kPiece, totals + r * Keys, Keys * sizeof(float));
 }
 
-// Adds `count` values, weighted, to the sums of `R` queries, 32 channels at a time.
-template <int R>
-void weigh(const float* weights, const float* values, int64_t count, int64_t padded, float* sums) {
-    for (int64_t c = 0; c < padded; c += 32) {
-        const bool pair = c + 16 < padded;
-        Lanes::Float low[R], high[R];
-        for (int r = 0; r < R; ++r) {
-            low[r] = Lanes::load_float(sums + r * padded + c);
-            high[r] = pair ? Lanes::load_float(sums + r * padded + c + 16) : Lanes::zero_float();
-        }
-        for (int64_t i = 0; i < count; ++i) {
-            const Lanes::Float first = Lanes::load_float(values + i * padded + c);
-            const Lanes::Float second = pair ? Lanes::load_float(values + i * padded + c + 16) : Lanes::zero_float();
-#pragma GCC unroll 4
-            for (int r = 0; r < R; ++r) {
-                low[r] = Lanes::multiply_add(first, weights[r * kPiece + i], low[r]);
-                high[r] = Lanes::multiply_add(second, weights[r * kPiece + i], high[r]);
-            }
-        }
-        for (int r = 0; r < R; ++r) {
-            Lanes::store_all(sums + r * padded + c, low[r]);
-            if (pair) Lanes::store_all(sums + r * padded + c + 16, high[r]);
+// Scores of up to 16 keys, whose rows are there even where they are not wanted, and all queries.
+void score(const float* query, int64_t queries, const float* keys, int64_t padded, float* scores) {
+    int64_t r = 0;
+    for (; r + 4 <= queries; r += 4) {
+        for (int k = 0; k < 16; k += 4) {
+            score_sixteen<4, 4>(query + r * padded, keys + k * padded, padded, scores + r * kPiece + k);
         }
     }
+    for (; r + 2 <= queries; r += 2) {
+        for (int k = 0; k < 16; k += 8) {
+            score_sixteen<8, 2>(query + r * padded, keys + k * padded, padded, scores + r * kPiece + k);
+        }
+    }
+    for (; r < queries; ++r) score_sixteen<16, 1>(query + r * padded, keys, padded, scores + r * kPiece);
+}
+
+// Adds `count` values, weighted, to the sums of `R` queries, 16 * `C` channels.
+template <int R, int C>
+void weigh_strip(const float* weights, const float* values, int64_t count, int64_t padded, float* sums) {
+    Lanes::Float sum[R][C];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) sum[r][c] = Lanes::load_float(sums + r * padded + 16 * c);
+    for (int64_t i = 0; i < count; ++i) {
+        Lanes::Float value[C];
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) value[c] = Lanes::load_float(values + i * padded + 16 * c);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int c = 0; c < C; ++c) sum[r][c] = Lanes::multiply_add(value[c], weights[r * kPiece + i], sum[r][c]);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) Lanes::store_all(sums + r * padded + 16 * c, sum[r][c]);
+}
+
+template <int R>
+void weigh(const float* weights, const float* values, int64_t count, int64_t padded, float* sums) {
+    constexpr int kStrip = Lanes::kStrip;
+    int64_t c = 0;
+    for (; c + 16 * kStrip <= padded; c += 16 * kStrip) weigh_strip<R, kStrip>(weights, values + c, count, padded, sums + c);
+    for (; c < padded; c += 16) weigh_strip<R, 1>(weights, values + c, count, padded, sums + c);
 }
 
 constexpr float kNothing = -__builtin_inff();
@@ -156,6 +197,7 @@ void to_weights(const Attention& a, const uint8_t* allowed, int64_t count, float
 void attend_piece(const Attention& a, const Segment& segment, int64_t sequence, int64_t head, int64_t first,
                   int64_t last, float* partial, float* work) {
     const int64_t padded = (a.width + 15) / 16 * 16, count = last - first;
+    static_assert(kRowsAtOnce == 16 && kPiece % 16 == 0);
     float* const query = work;                       // [queries][padded]
     float* const scores = query + a.queries * padded;  // [queries][kPiece]
     float* const rows = scores + a.queries * kPiece;   // [kRowsAtOnce][padded]
@@ -171,9 +213,11 @@ void attend_piece(const Attention& a, const Segment& segment, int64_t sequence, 
     for (int64_t i = 0; i < count; i += kRowsAtOnce) {
         const int64_t some = count - i < kRowsAtOnce ? count - i : kRowsAtOnce;
         const float* keys = widen(segment.key, sequence, head, first + i, some, a.width, padded, rows);
-        int64_t r = 0;
-        for (; r + 4 <= a.queries; r += 4) score<4>(query + r * padded, keys, some, padded, scores + r * kPiece + i);
-        for (; r < a.queries; ++r) score<1>(query + r * padded, keys, some, padded, scores + r * kPiece + i);
+        if (some < kRowsAtOnce && keys != rows) {  // the stored rows end here
+            std::memcpy(rows, keys, some * padded * sizeof(float));
+            keys = rows;
+        }
+        score(query, a.queries, keys, padded, scores + i);
     }
     const uint8_t* allowed = a.allowed ? a.allowed + sequence * a.positions + segment.start + first : nullptr;
     for (int64_t r = 0; r < a.queries; ++r) {

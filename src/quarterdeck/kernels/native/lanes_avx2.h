@@ -14,7 +14,7 @@ struct Lanes {
 #else
     static constexpr bool kOffset = false;
 #endif
-    static constexpr int kMostRows = 4, kMostBlocks = 1, kUnroll = 16;
+    static constexpr int kMostRows = 4, kMostBlocks = 1, kUnroll = 16, kStrip = 1;
 
     struct Sum { __m256i low, high; };
     struct Part { __m256i low, high; };  // 16-bit sums of pairs; 32 columns do not overflow: 16 * 15 * 127 < 2^15
@@ -120,6 +120,38 @@ struct Lanes {
         float lanes[16] = {};
         for (int64_t i = 0; i < count; ++i) lanes[i] = quarterdeck::load_float(from, type, i);
         return load_float(lanes);
+    }
+
+    static Float all(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
+    static Sum widen_bytes(const uint8_t* from) {
+        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+        return {_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))};
+    }
+    static Float widen(const uint8_t* from) { return to_float(widen_bytes(from)); }
+    static Float widen_low(const uint8_t* from) {
+        const Sum bytes = widen_bytes(from);
+        const __m256i mask = _mm256_set1_epi32(15);
+        return to_float({_mm256_and_si256(bytes.low, mask), _mm256_and_si256(bytes.high, mask)});
+    }
+    static Float widen_high(const uint8_t* from) {
+        const Sum bytes = widen_bytes(from);
+        return to_float({_mm256_srli_epi32(bytes.low, 4), _mm256_srli_epi32(bytes.high, 4)});
+    }
+
+    // lane i is the total of sums[i]
+    static Float totals(const Float sums[16]) {
+        __m256 eight[2];
+        for (int half = 0; half < 2; ++half) {
+            __m256 four[4];
+            for (int i = 0; i < 4; ++i) {
+                const Float &a = sums[half * 8 + 2 * i], &b = sums[half * 8 + 2 * i + 1];
+                four[i] = _mm256_hadd_ps(_mm256_add_ps(a.low, a.high), _mm256_add_ps(b.low, b.high));
+            }
+            const __m256 first = _mm256_hadd_ps(four[0], four[1]), second = _mm256_hadd_ps(four[2], four[3]);
+            const __m256 low = _mm256_permute2f128_ps(first, second, 0x20);
+            eight[half] = _mm256_add_ps(low, _mm256_permute2f128_ps(first, second, 0x31));
+        }
+        return {eight[0], eight[1]};
     }
 
     static float total(Float value) {

@@ -10,7 +10,7 @@ namespace {
 
 struct Lanes {
     static constexpr bool kOffset = true;  // vpdpbusd: unsigned activations times signed weights
-    static constexpr int kMostRows = 8, kMostBlocks = 3, kUnroll = 16;
+    static constexpr int kMostRows = 8, kMostBlocks = 3, kUnroll = 16, kStrip = 4;
 
     using Sum = __m512i;
     struct Part { __m512i sum; };
@@ -87,6 +87,34 @@ struct Lanes {
         const __m256i half = _mm256_maskz_loadu_epi16(mask, from);
         if (type == kFloat16) return _mm512_cvtph_ps(half);
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    }
+
+    static Float all(float value) { return _mm512_set1_ps(value); }
+    static __m512i widen_bytes(const uint8_t* from) {
+        return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    }
+    static Float widen(const uint8_t* from) { return _mm512_cvtepi32_ps(widen_bytes(from)); }
+    static Float widen_low(const uint8_t* from) {
+        return _mm512_cvtepi32_ps(_mm512_and_si512(widen_bytes(from), _mm512_set1_epi32(15)));
+    }
+    static Float widen_high(const uint8_t* from) { return _mm512_cvtepi32_ps(_mm512_srli_epi32(widen_bytes(from), 4)); }
+
+    // lane i is the total of sums[i]: pairs of vectors are interleaved and added, four times
+    static Float totals(const Float sums[16]) {
+        __m512 eight[8], four[4];
+        for (int i = 0; i < 8; ++i) {  // [i, i + 8] alternate in units of one lane
+            eight[i] = _mm512_add_ps(_mm512_unpacklo_ps(sums[i], sums[i + 8]), _mm512_unpackhi_ps(sums[i], sums[i + 8]));
+        }
+        for (int i = 0; i < 4; ++i) {  // within each 128 bits: i, i + 8, i + 4, i + 12 after both halves are added
+            const __m512d a = _mm512_castps_pd(eight[i]), b = _mm512_castps_pd(eight[i + 4]);
+            four[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+        }
+        const auto fold = [](__m512 a, __m512 b) {  // 128-bit parts: a's even and odd ones added, then b's
+            return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+        };
+        const __m512 all = fold(fold(four[0], four[1]), fold(four[2], four[3]));
+        const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 1, 5, 9, 13, 3, 7, 11, 15);
+        return _mm512_permutexvar_ps(order, all);
     }
 
     static float total(Float value) { return _mm512_reduce_add_ps(value); }

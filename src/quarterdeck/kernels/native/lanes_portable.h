@@ -10,7 +10,7 @@ namespace {
 
 struct Lanes {
     static constexpr bool kOffset = false;
-    static constexpr int kMostRows = 4, kMostBlocks = 1, kUnroll = 4;
+    static constexpr int kMostRows = 4, kMostBlocks = 1, kUnroll = 4, kStrip = 2;
 
     struct Sum { int32_t lane[16]; };
     struct Part { int32_t lane[16]; };
@@ -76,6 +76,37 @@ struct Lanes {
     static Float load(const void* from, DType type, int64_t count) {
         Float result{};
         for (int64_t i = 0; i < count && i < 16; ++i) result.lane[i] = quarterdeck::load_float(from, type, i);
+        return result;
+    }
+
+    static Float all(float value) {
+        Float result;
+        for (int i = 0; i < 16; ++i) result.lane[i] = value;
+        return result;
+    }
+
+    static Float widen(const uint8_t* from) {
+        Float result;
+        for (int i = 0; i < 16; ++i) result.lane[i] = float(from[i]);
+        return result;
+    }
+
+    static Float widen_low(const uint8_t* from) {
+        Float result;
+        for (int i = 0; i < 16; ++i) result.lane[i] = float(from[i] & 15);
+        return result;
+    }
+
+    static Float widen_high(const uint8_t* from) {
+        Float result;
+        for (int i = 0; i < 16; ++i) result.lane[i] = float(from[i] >> 4);
+        return result;
+    }
+
+    // lane i is the total of sums[i]
+    static Float totals(const Float sums[16]) {
+        Float result;
+        for (int i = 0; i < 16; ++i) result.lane[i] = total(sums[i]);
         return result;
     }
 
