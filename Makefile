@@ -21,7 +21,7 @@ $(VENV)/made:
 	@touch $@
 
 # torch first and by its exact version: a range may pull in a build with gigabytes of GPU libraries
-$(VENV)/installed: $(VENV)/made pyproject.toml constraints.txt
+$(VENV)/installed: $(VENV)/made pyproject.toml constraints.txt setup.py $(wildcard src/quarterdeck/kernels/native/*)
 	$(PIP) torch==2.13.0
 	$(PIP) --editable .
 	@touch $@

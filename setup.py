@@ -120,6 +120,12 @@ def run(command: list[str]) -> None:
 
 
 setup(
-    ext_modules=[Extension("quarterdeck.kernels._native", [])],
+    ext_modules=[
+        Extension(
+            "quarterdeck.kernels._native",
+            sources=[path.as_posix() for path in sorted(NATIVE.glob("*.cpp"))],
+            depends=[path.as_posix() for path in sorted(NATIVE.glob("*.h"))],
+        )
+    ],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},
 )

@@ -45,13 +45,15 @@ def _software() -> dict[str, str]:
 def _hardware() -> dict[str, str]:
     import torch  # here, since --help need not wait for it
 
+    from quarterdeck.kernels import native  # here, since it imports torch
+
     return {
         "CPU": _cpu_model(),
         "CPU cores": str(os.cpu_count() or "unknown"),
         "CPU threads used by PyTorch": str(torch.get_num_threads()),
         "CPU instruction sets used by PyTorch": torch.backends.cpu.get_cpu_capability(),
         "Accelerator": ", ".join(_accelerators()) or "none",
-        "Native kernels": "not built in this version (PyTorch is used)",
+        "Native kernels": native.describe(),
     }
 
 

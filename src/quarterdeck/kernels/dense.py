@@ -14,8 +14,11 @@ from quarterdeck.errors import InputError
 from quarterdeck.kernels.native import level_for, packed_product
 from quarterdeck.kernels.rows import FLOAT_TYPES
 
-MOST_ROWS = 8
+MOST_ROWS = {torch.float32: 8, torch.bfloat16: 3, torch.float16: 8}
 """More rows of activations than this go to PyTorch."""
+
+LEAST_WEIGHTS = 2**18
+"""Smaller weights go to PyTorch: they are in a cache, and calling takes longer than multiplying."""
 
 
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -29,7 +32,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, level: str 
 
     Sums are in float32 whatever the type. ``level`` forces an instruction set of
     :data:`quarterdeck.kernels.native.LEVELS`, at any number of rows, or ``"reference"``. Without it, PyTorch computes
-    where gradients flow, where rows are many, on other devices and for other types.
+    where gradients flow, where rows are many or weights few, on other devices and for other types.
 
     Raises InputError where shapes or types do not fit together.
     """
@@ -54,4 +57,5 @@ def _is_ours(x: Tensor, weight: Tensor) -> bool:
         return False
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return False
-    return 0 < x.numel() <= MOST_ROWS * x.shape[-1] and level_for(x, None) is not None
+    few = 0 < x.numel() <= MOST_ROWS[x.dtype] * x.shape[-1]
+    return few and weight.numel() >= LEAST_WEIGHTS and level_for(x, None) is not None
