@@ -74,7 +74,9 @@ def test_codes_followed_by_recent_positions(
         expected = decode_reference(query, segments, scale=0.1, allowed=allowed)
         result = decode(query, segments, scale=0.1, allowed=allowed, level=level)
         torch.testing.assert_close(result, expected, atol=3e-6, rtol=0)
-    exact = decode_reference(query, [(torch.cat((past[0], recent[0]), 2), torch.cat((past[1], recent[1]), 2))], scale=0.1)
+    exact = decode_reference(
+        query, [(torch.cat((past[0], recent[0]), 2), torch.cat((past[1], recent[1]), 2))], scale=0.1
+    )
     assert (expected - exact).abs().max() < 1  # the reference reads the codes of the cache, not something else
 
 

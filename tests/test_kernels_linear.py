@@ -154,7 +154,11 @@ def test_rounding_for_tiles_is_small_beside_rounding_to_four_bits() -> None:
 def test_dense_agrees_with_the_reference(level: str, dtype: torch.dtype) -> None:
     for rows, columns in SIZES:
         for count in (1, 2, 3, 7, 9):
-            w, x, bias = weight(rows, columns).to(dtype), activations(count, columns, dtype), torch.randn(rows).to(dtype)
+            w, x, bias = (
+                weight(rows, columns).to(dtype),
+                activations(count, columns, dtype),
+                torch.randn(rows).to(dtype),
+            )
             expected = dense.linear_reference(x, w, bias)
             assert distance(dense.linear(x, w, bias, level=level), expected) < UNIT[dtype]
 

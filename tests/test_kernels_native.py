@@ -1,0 +1,110 @@
+"""The native library: built or not, described, and never in the way."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from quarterdeck.errors import InputError
+from quarterdeck.kernels import int8, native
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def somewhere_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The path of a library that is not there (yet), as seen by a fresh process."""
+    path = tmp_path / "_native.so"
+    monkeypatch.setattr(native, "_LIBRARY", path)
+    for cached in (native.library, native.levels):
+        monkeypatch.setattr(native, cached.__name__, cached.__wrapped__)
+    return path
+
+
+def test_levels_are_in_order_and_described() -> None:
+    if native.library() is None:
+        pytest.skip(native.describe())
+    assert native.levels()[0] == "portable"
+    assert [name for name in native.LEVELS if name in native.levels()] == list(native.levels())
+    assert native.describe().startswith(native.levels()[-1])
+
+
+def test_threads_are_pytorchs() -> None:
+    if native.library() is None or "OpenMP" not in torch.__config__.parallel_info():
+        pytest.skip(native.describe())
+    assert "PyTorch's OpenMP" in native.describe()
+
+
+def test_without_a_library_the_reference_computes(somewhere_else: Path) -> None:
+    packed, x = int8.pack(*int8.quantize(torch.randn(20, 30))), torch.randn(3, 30)
+    assert native.describe().startswith("not built")
+    assert native.levels() == ()
+    assert torch.equal(int8.linear(x, packed), int8.linear_reference(x, packed))
+    with pytest.raises(InputError, match="what can: reference"):
+        int8.linear(x, packed, level="avx2")
+
+
+def test_the_reason_of_a_failed_build_is_told(somewhere_else: Path) -> None:
+    somewhere_else.with_suffix(".txt").write_text("no C++ compiler\nwas found\n")
+    assert native.describe() == "not built, PyTorch is used: no C++ compiler was found"
+
+
+def test_a_file_that_is_no_library_is_told(somewhere_else: Path) -> None:
+    somewhere_else.write_text("something")
+    assert native.describe().startswith("built for another machine")
+
+
+def test_a_compiler_that_fails_leaves_a_reason(tmp_path: Path) -> None:
+    if not (ROOT / "setup.py").is_file():
+        pytest.skip("no checkout")
+    command = [
+        sys.executable,
+        "setup.py",
+        "-q",
+        "build_ext",
+        "--build-lib",
+        str(tmp_path),
+        "--build-temp",
+        str(tmp_path),
+    ]
+    environment = {"PATH": "/usr/bin:/bin", "CXX": "false"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    built = tmp_path / "quarterdeck" / "kernels"
+    assert not (built / "_native.so").exists()
+    assert "false" in (built / "_native.txt").read_text()
+
+
+def test_the_librarys_own_threads_do_the_same(tmp_path: Path) -> None:
+    if native.library() is None:
+        pytest.skip(native.describe())
+    # without PyTorch in the process there is no OpenMP to be found
+    code = f"""
+import ctypes
+library = ctypes.CDLL({str(native._LIBRARY)!r})
+library.quarterdeck_threads.restype = ctypes.c_char_p
+assert library.quarterdeck_threads() == b"own"
+pointer, number = ctypes.c_void_p, ctypes.c_int64
+function = library.quarterdeck_dense_linear
+function.argtypes = [ctypes.c_int, ctypes.c_int, pointer, ctypes.c_int, number, number, number, *[pointer] * 3]
+rows, columns = 997, 33
+weights = (ctypes.c_float * (rows * columns))(*[i % 7 - 3 for i in range(rows * columns)])
+x = (ctypes.c_float * columns)(*range(columns))
+expected = [sum(weights[row * columns + c] * c for c in range(columns)) for row in range(rows)]
+for threads in (1, 2, 5, 2):
+    for _ in range(20):
+        out = (ctypes.c_float * rows)()
+        assert function(0, threads, x, 0, 1, rows, columns, weights, None, out) == 0
+        assert list(out) == expected
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_addresses_are_none_or_the_tensors() -> None:
+    x = torch.arange(3.0)
+    assert native.pointer(None) is None
+    assert ctypes.c_float.from_address(native.pointer(x) + 4).value == 1.0
