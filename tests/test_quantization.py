@@ -283,3 +283,17 @@ def test_modules_tell_what_they_are(tmp_path: Path) -> None:
     quantized = quantize_model(make_ours(hidden_size=64), "int8")
     assert "64 -> 99, int8" in repr(quantized.lm_head)
     assert len(packed_modules(quantized)) == 2 * 7 + 2
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_compiled_program_has_no_breaks(form: str) -> None:
+    module, _ = packed_linear(FORMS[form], 24, 70, bias=True)
+    table = QuantizedEmbedding(FORMS[form], 24, 70, 0, torch.float32)
+    table.set_tensors(module.tensors)
+
+    def both(ids: Tensor) -> Tensor:
+        return module(table(ids))
+
+    ids = torch.tensor([[3, 17, 23]])
+    with torch.no_grad():
+        assert torch.equal(torch.compile(both, backend="eager", fullgraph=True)(ids), both(ids))

@@ -17,6 +17,7 @@ from quarterdeck.kernels.int4 import Int4Weight
 from quarterdeck.kernels.int8 import Int8Weight
 from quarterdeck.kernels.rows import BLOCK_ROWS, QUAD, padded_columns
 from quarterdeck.quantization.config import QuantizationConfig
+from quarterdeck.quantization.traced import int4_product, int8_product
 
 PackedWeight = Int8Weight | Int4Weight
 PACKED, SCALE, ROW_SUM, MINIMUM = "weight_packed", "weight_scale", "weight_row_sum", "weight_minimum"
@@ -119,9 +120,10 @@ def round_weight(form: PackedFormat, weight: Tensor) -> dict[str, Tensor]:
 
 def product(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
     """``x`` ``[..., K]`` times the weight, plus ``bias`` ``[N]``: ``[..., N]`` in the type of ``x``."""
+    traced = torch.compiler.is_compiling()
     if isinstance(packed, Int8Weight):
-        return int8.linear(x, packed, bias)
-    return int4.linear(x, packed, bias)
+        return int8_product(x, *packed, bias) if traced else int8.linear(x, packed, bias)
+    return int4_product(x, *packed, bias) if traced else int4.linear(x, packed, bias)
 
 
 def chosen_rows(ids: Tensor, packed: PackedWeight, dtype: torch.dtype) -> Tensor:
