@@ -8,8 +8,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,12 +19,14 @@ from rich.console import Console
 from quarterdeck import AutoModelForCausalLM, AutoTokenizer
 from quarterdeck.chat import answer, render
 from quarterdeck.chat.template import Prompt
-from quarterdeck.cli import terminal as terminals
 from quarterdeck.cli.answering import Answerer
-from quarterdeck.cli.conversation import SETTABLE, Conversation, parse_settings
+from quarterdeck.cli.conversation import Conversation
+from quarterdeck.cli.flags import SETTABLE, parse_settings
 from quarterdeck.cli.main import main
-from quarterdeck.cli.session import HELP, Session
-from quarterdeck.cli.terminal import PlainTerminal, RichTerminal
+from quarterdeck.cli.rich_terminal import RichTerminal, has_person
+from quarterdeck.cli.session import Session
+from quarterdeck.cli.session_help import HELP
+from quarterdeck.cli.terminal import PlainTerminal
 from quarterdeck.errors import InputError
 from quarterdeck.generation.prefix import PrefixCache
 
@@ -330,22 +332,37 @@ def test_errors_do_not_end_the_session(answerer: Answerer) -> None:
 # -- terminals -------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Interrupt:
+    """Ctrl-C with so much in the line."""
+
+    typed: str
+
+
+class Written:
+    """An editor in which this is written."""
+
+    def __init__(self, *lines: str | Interrupt) -> None:
+        self._lines = iter(lines)
+        self.has_text = False
+
+    def read(self) -> str:
+        line = next(self._lines, None)
+        if isinstance(line, Interrupt):
+            self.has_text = bool(line.typed)
+            raise KeyboardInterrupt
+        if line is None:
+            raise EOFError
+        return line
+
+
 def console(output: io.StringIO) -> Console:
     return Console(file=output, force_terminal=True, color_system="truecolor", highlight=False, width=20)
 
 
-def test_a_person_sees_prompts_and_colours(answerer: Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
-    output, lines = io.StringIO(), iter([QUESTIONS[0], "!bogus"])
-
-    def read(prompt: str) -> str:
-        assert prompt == "you> "
-        try:
-            return next(lines)
-        except StopIteration:
-            raise EOFError from None
-
-    monkeypatch.setattr("builtins.input", read)
-    Session(Conversation(answerer), RichTerminal(console(output))).run()
+def test_a_person_sees_prompts_and_colours(answerer: Answerer) -> None:
+    output = io.StringIO()
+    Session(Conversation(answerer), RichTerminal(console(output), Written(QUESTIONS[0], "!bogus"))).run()
     shown = output.getvalue()
     assert "model> " in shown
     assert "\x1b[31mthere is no command !bogus" in shown
@@ -372,24 +389,10 @@ def test_a_plain_terminal_cleans_what_goes_to_a_person_only() -> None:
         assert output.getvalue() == expected
 
 
-def test_an_interrupt_clears_the_line_before_it_ends_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Typed in Ctrl-C's presence: half a line, a whole one, and nothing."""
-    typed = ["half a li", "whole", ""]
-    editor = SimpleNamespace(get_line_buffer=lambda: typed[0])
-
-    def read(prompt: str) -> str:
-        if typed[0] == "whole":
-            return typed.pop(0)
-        raise KeyboardInterrupt
-
-    def after(*_: Any) -> None:
-        typed.pop(0)
-
-    output = io.StringIO()
-    terminal = RichTerminal(console(output))
-    monkeypatch.setitem(sys.modules, "readline", editor)
-    monkeypatch.setattr("builtins.input", read)
-    monkeypatch.setattr(terminal._console, "print", after)
+def test_an_interrupt_clears_the_line_before_it_ends_the_session() -> None:
+    """Ctrl-C after half a line, a whole line, and twice at an empty one."""
+    half, empty = Interrupt("half a li"), Interrupt("")
+    terminal = RichTerminal(console(io.StringIO()), Written(half, empty, "whole", empty, half, empty, empty))
     assert terminal.read() == "whole"
     with pytest.raises(KeyboardInterrupt):
         terminal.read()
@@ -401,14 +404,14 @@ def test_a_plain_terminal_unless_a_person_sits_at_both_ends(monkeypatch: pytest.
         def isatty(self) -> bool:
             return True
 
-    def opened(stdin: io.StringIO, stdout: io.StringIO) -> type:
+    def is_person(stdin: io.StringIO, stdout: io.StringIO) -> bool:
         monkeypatch.setattr(sys, "stdin", stdin)
         monkeypatch.setattr(sys, "stdout", stdout)
-        return type(terminals.open_terminal())
+        return has_person()
 
-    assert opened(Screen(), Screen()) is RichTerminal
-    assert opened(io.StringIO(), Screen()) is PlainTerminal
-    assert opened(Screen(), io.StringIO()) is PlainTerminal
+    assert is_person(Screen(), Screen())
+    assert not is_person(io.StringIO(), Screen())
+    assert not is_person(Screen(), io.StringIO())
 
 
 # -- the command -----------------------------------------------------------------------------------------

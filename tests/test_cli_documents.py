@@ -23,8 +23,9 @@ from quarterdeck.cli.conversation import Conversation, Grounds
 from quarterdeck.cli.footnotes import Footnotes
 from quarterdeck.cli.functions import function_names, load_functions
 from quarterdeck.cli.main import main
+from quarterdeck.cli.rich_terminal import RichTerminal
 from quarterdeck.cli.session import Session
-from quarterdeck.cli.terminal import PlainTerminal, RichTerminal
+from quarterdeck.cli.terminal import PlainTerminal
 from quarterdeck.errors import ChatError, InputError
 
 pytest_plugins = ["checkpoint_fixtures"]

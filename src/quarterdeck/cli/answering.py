@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -13,14 +15,16 @@ from quarterdeck.chat.answers.sampling import SamplingParams
 from quarterdeck.chat.grammars.grammar import Grammar
 from quarterdeck.chat.grammars.matcher import GrammarCompiler, Matcher
 from quarterdeck.chat.template import Prompt
-from quarterdeck.cli.arguments import DEFAULT_TOP_P
+from quarterdeck.cli.arguments import DEFAULT_MAX_TOKENS, DEFAULT_TOP_P, UsageError
+from quarterdeck.cli.dialogue import check_text
+from quarterdeck.cli.flags import NOT_HERE, implied_by, parse_flags
+from quarterdeck.cli.loading import load_options
 from quarterdeck.errors import InputError
 from quarterdeck.generation.config import GenerationConfig
 from quarterdeck.generation.options import OPTIONS
 from quarterdeck.generation.prefix import PrefixCache
 from quarterdeck.generation.text import Job, ModelText, answer_ends, hidden_tokens, room_after
 from quarterdeck.model import CohereForCausalLM
-from quarterdeck.pipelines.factory import as_device
 from quarterdeck.tokenizer import CohereTokenizerFast
 
 
@@ -50,14 +54,8 @@ class Answerer:
     @classmethod
     def load(cls, name: str, arguments: argparse.Namespace) -> Self:
         """The model called ``name`` as the options of a command line ask for it."""
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=arguments.revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=arguments.revision,
-            dtype=arguments.dtype,
-            device_map=as_device(arguments.device),
-            attn_implementation=arguments.attn_implementation,
-        )
+        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer or name, revision=arguments.revision)
+        model = AutoModelForCausalLM.from_pretrained(name, **load_options(name, arguments))
         generator = None
         if arguments.seed is not None:
             generator = torch.Generator(device=model.device).manual_seed(arguments.seed)
@@ -121,15 +119,44 @@ class Answerer:
 
 
 def _settings(model: CohereForCausalLM, arguments: argparse.Namespace) -> GenerationConfig:
-    """The model's own settings with what the command line says, which also decides whether tokens are drawn."""
+    """The model's own settings, or those of a file, with what the command line says."""
     settings = copy.deepcopy(model.generation_config or GenerationConfig.from_model_config(model.config))
-    # single answers, read token by token: what the model's file may say about anything else is not wanted here
-    settings.update(num_return_sequences=1, return_dict_in_generate=False, use_cache=True, cache_implementation=None)
-    settings.update(num_beams=1, **{name: OPTIONS[name].default for name in GenerationConfig.BEAMS_ONLY})
-    settings.update(
-        max_new_tokens=arguments.max_tokens, **drawing(arguments.temperature, arguments.top_p, arguments.top_k)
-    )
+    if arguments.generation_config is not None:
+        own, settings = settings, read_generation_config(arguments.generation_config)
+        tokens_of = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        settings.update(**{name: ids for name, ids in tokens_of.items() if getattr(settings, name) is None})
+    # single answers, read token by token: what the files may say about anything else is not wanted here
+    settings.update(**{name: OPTIONS[name].default for name in NOT_HERE})
+    tokens = arguments.max_tokens
+    if tokens is None:
+        tokens = (arguments.generation_config and settings.max_new_tokens) or DEFAULT_MAX_TOKENS
+    settings.update(max_new_tokens=tokens)
+    flags = parse_flags(arguments.flags)
+    if arguments.temperature is not None or arguments.generation_config is None:
+        settings.update(**drawing(arguments.temperature, arguments.top_p, arguments.top_k))
+    settings.update(**implied_by(flags))
+    _check_effect(settings, flags)
     return settings
+
+
+def _check_effect(settings: GenerationConfig, flags: Iterable[str]) -> None:
+    idle = settings.without_effect()
+    for name in flags:
+        if name in idle:
+            raise UsageError(f"{name}={getattr(settings, name)} would have no effect: {idle[name]}")
+
+
+def read_generation_config(name: str) -> GenerationConfig:
+    """From a JSON file, a folder, or an id on the hub.
+
+    Raises:
+        CheckpointError: it is not there, or no JSON object.
+        InputError: a value in it cannot be right.
+    """
+    path = Path(name).expanduser()
+    if path.suffix == ".json" or path.is_file():
+        return GenerationConfig.from_pretrained(path.parent, path.name)
+    return GenerationConfig.from_pretrained(name)
 
 
 def drawing(temperature: float | None, top_p: float | None = None, top_k: int | None = None) -> dict[str, Any]:
@@ -142,11 +169,3 @@ def drawing(temperature: float | None, top_p: float | None = None, top_k: int | 
         "top_p": DEFAULT_TOP_P if top_p is None else top_p,
         "top_k": top_k or 0,
     }
-
-
-def check_text(text: str) -> None:
-    """Refuse what cannot be UTF-8: bytes of the command line or of standard input that are not text."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(f"the prompt is not valid UTF-8 at character {error.start}; save it as UTF-8") from error

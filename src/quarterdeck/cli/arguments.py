@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from quarterdeck.cli.flags import parse_flags
 from quarterdeck.errors import QuarterdeckError
 from quarterdeck.locate import EMBEDDED_MODEL
 
@@ -37,38 +38,12 @@ def add_command(
     return parser
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Which version of the model, in which form, where."""
-    group = parser.add_argument_group("model")
-    group.add_argument("--revision", metavar="R", help="branch, tag or commit of a model on the hub")
-    group.add_argument(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        help="type of the weights (default: auto, the checkpoint's)",
-    )
-    group.add_argument(
-        "--device",
-        type=device,
-        metavar="D",
-        help="where to run: cpu, cuda, cuda:1 ...; a number means that accelerator, -1 the CPU "
-        "(default: the first accelerator, else the CPU)",
-    )
-    group.add_argument(
-        "--attn_implementation",
-        "--attn-implementation",
-        metavar="A",
-        help="attention backend: sdpa (default), eager, flash_attention_2 or flex_attention",
-    )
-
-
 def add_generation_options(parser: argparse.ArgumentParser, temperature: str) -> None:
     """How to write; ``temperature`` says what happens without one."""
     group = parser.add_argument_group("generation")
     group.add_argument(
         "--max-tokens",
         type=positive_int,
-        default=DEFAULT_MAX_TOKENS,
         metavar="N",
         help=f"most tokens of an answer (default: {DEFAULT_MAX_TOKENS}); the end of the model's context ends it too",
     )
@@ -85,6 +60,39 @@ def add_generation_options(parser: argparse.ArgumentParser, temperature: str) ->
         "--top-k", type=natural, metavar="K", help="draw from the K most likely tokens (default: 0, off)"
     )
     group.add_argument("--seed", type=natural, metavar="N", help="the same seed draws the same answer")
+    group.add_argument(
+        "--generation_config",
+        "--generation-config",
+        metavar="G",
+        help="options of generation from a JSON file, or from generation_config.json of a folder or an id on the hub",
+    )
+    parser.add_argument(
+        "flags",
+        nargs="*",
+        metavar="NAME=VALUE",
+        help="any other option of generation, such as repetition_penalty=1.1; wins over --generation_config",
+    )
+
+
+_SPELLED_OUT = {"max_new_tokens": "max_tokens", "temperature": "temperature", "top_p": "top_p", "top_k": "top_k"}
+
+
+def check_generation(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The ``NAME=VALUE`` of a command line, which say nothing that an option says too.
+
+    Raises:
+        InputError: an unknown name, or a value that cannot be right.
+        UsageError: something is said twice, or has no effect.
+    """
+    flags = parse_flags(arguments.flags)
+    for name, option in _SPELLED_OUT.items():
+        if name in flags and getattr(arguments, option) is not None:
+            raise UsageError(f"{name} is given both as --{option.replace('_', '-')} and as {name}=...; give it once")
+    if arguments.temperature == 0:
+        for name in ("top_p", "top_k"):
+            if getattr(arguments, name) is not None:
+                raise UsageError(f"--{name.replace('_', '-')} needs a temperature over 0: without it nothing is drawn")
+    return flags
 
 
 def model_help() -> str:

@@ -12,10 +12,10 @@ from quarterdeck.cli.arguments import (
     UsageError,
     add_command,
     add_generation_options,
-    add_model_options,
     model_help,
 )
 from quarterdeck.cli.grounding import DOCUMENTS_HELP, add_citation_option, check_grounding, options_of
+from quarterdeck.cli.loading import add_model_options
 from quarterdeck.locate import EMBEDDED_MODEL
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def add_parser(commands: Commands) -> None:
     )
     add_generation_options(parser, "default: 0")
     add_model_options(parser)
+    parser.set_defaults(config=None, tokenizer=None)
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -83,7 +84,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _continue(answerer: Answerer, prompt: str, as_json: bool) -> None:
-    from quarterdeck.cli.terminal import open_screen
+    from quarterdeck.cli.rich_terminal import open_screen
 
     text, written, screen = answerer.continuation(prompt), "", open_screen()
     for piece in text:
@@ -99,9 +100,9 @@ def _continue(answerer: Answerer, prompt: str, as_json: bool) -> None:
 
 def _answer(answerer: Answerer, messages: list[dict[str, str]], options: dict[str, Any], as_json: bool) -> None:
     from quarterdeck.chat.answers.answering import answer, stream_answer
-    from quarterdeck.cli.answering import check_text
+    from quarterdeck.cli.dialogue import check_text
     from quarterdeck.cli.footnotes import AnswerView
-    from quarterdeck.cli.terminal import open_screen
+    from quarterdeck.cli.rich_terminal import open_screen
 
     for message in messages:
         check_text(message["content"])
