@@ -13,7 +13,7 @@ PACKAGE = Path(quarterdeck.__file__).parent
 
 # from the ground up: a room may import itself and the rooms before it
 ROOMS = (
-    "_version errors activations hub locate rope config_checks config_files config tokenization tokenizer chat "
+    "_version errors activations gguf hub locate rope config_checks config_files config tokenization tokenizer chat "
     "kernels attention cache outputs loss model_inputs quantization parallel weights generation model_base pretrained "
     "model auto pipelines llm engine training visualize server cli __init__ __main__"
 ).split()

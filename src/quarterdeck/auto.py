@@ -19,7 +19,10 @@ from quarterdeck.chat.prompts.parts import control_tokens
 from quarterdeck.config import AttentionChoice, CohereConfig
 from quarterdeck.config_files import no_config, read_json
 from quarterdeck.errors import ConfigError, InputError, TokenizerError, UnsupportedOptionError
-from quarterdeck.locate import HubOptions
+from quarterdeck.gguf.container import GGUFFile
+from quarterdeck.gguf.metadata import MODEL_TYPE as GGUF_MODEL_TYPE
+from quarterdeck.gguf.metadata import check_architecture
+from quarterdeck.locate import HubOptions, gguf_path
 from quarterdeck.model import CohereForCausalLM, CohereModel
 from quarterdeck.pretrained import PreTrainedModel
 from quarterdeck.tokenization.chat import ChatTemplate
@@ -198,10 +201,15 @@ def _class_of_source(name: Name | None, options: Mapping[str, Any]) -> type[Cohe
     source = name if given is None else given
     if source is None:
         raise InputError("there is nothing to load: give a model's name, or config and state_dict")
-    return _config_class(source, options)
+    # a configuration of its own is not in the file with the weights
+    return _config_class(source, options if given is None else {**options, "gguf_file": None})
 
 
 def _config_class(name: Name, options: Mapping[str, Any]) -> type[CohereConfig]:
+    gguf = gguf_path(name, options.get("gguf_file"), _hub_options(options))
+    if gguf is not None:
+        check_architecture(GGUFFile(gguf))
+        return _CONFIGS[GGUF_MODEL_TYPE]
     path = _hub_options(options).resolve_file(name, "config.json")
     model_type = read_json(path).get("model_type")
     if model_type is None:
@@ -223,6 +231,8 @@ def _known_config(model_type: str, what: str) -> type[CohereConfig]:
 
 def _tokenizer_class(name: Name, options: Mapping[str, Any]) -> type[CohereTokenizerFast]:
     """The class that tokenizer_config.json names; without such a file or name, the only one there is."""
+    if gguf_path(name, options.get("gguf_file"), _hub_options(options)) is not None:
+        return CohereTokenizerFast
     path = _hub_options(options).resolve_file(name, "tokenizer_config.json", required=False)
     found = read_json(path).get("tokenizer_class") if path is not None else None
     if found is None:

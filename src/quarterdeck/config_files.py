@@ -23,7 +23,9 @@ from quarterdeck.errors import (
     InputError,
     UnsupportedOptionError,
 )
-from quarterdeck.locate import HubOptions
+from quarterdeck.gguf.container import GGUFFile
+from quarterdeck.gguf.metadata import config_values
+from quarterdeck.locate import HubOptions, gguf_path
 
 # what vars() holds under a name that is no field
 _PRIVATE = ("_attention", "_dtype", "_eos_token_id", "_head_dim", "_kept", "_name_or_path", "_rope_scaling")
@@ -56,7 +58,6 @@ _NOT_WRITTEN = (
 # options of transformers' from_pretrained that are no fields: the values that ask for nothing else than what is done
 _ALREADY_SO: Mapping[str, tuple[object, ...]] = {
     "code_revision": (None,),
-    "gguf_file": (None,),
     "proxies": (None,),
     "resume_download": (True, False, None),
     "return_unused_kwargs": (False, None),
@@ -186,9 +187,12 @@ class ConfigFiles:
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         force_download: bool = False,
+        gguf_file: str | None = None,
         **overrides: Any,
     ) -> Self:
         """Read ``config.json`` of a folder, a hub repository or ``midshipman``; ``overrides`` replace its fields.
+
+        Of a GGUF file, or of ``gguf_file`` in a folder or repository, the metadata are read instead.
 
         Raises:
             CheckpointNotFoundError: there is no such folder, repository or file.
@@ -199,8 +203,12 @@ class ConfigFiles:
         done = [key for key, value in overrides.items() if any(value is one for one in _ALREADY_SO.get(key, ()))]
         overrides = {key: value for key, value in overrides.items() if key not in done}
         hub = HubOptions(revision, token, subfolder, cache_dir, local_files_only, force_download)
-        path = hub.resolve_file(pretrained_model_name_or_path, "config.json")
-        values = {**read_json(path), "name_or_path": str(pretrained_model_name_or_path)}
+        gguf = gguf_path(pretrained_model_name_or_path, gguf_file, hub)
+        if gguf is None:
+            values = read_json(hub.resolve_file(pretrained_model_name_or_path, "config.json"))
+        else:
+            values = config_values(GGUFFile(gguf))
+        values["name_or_path"] = str(pretrained_model_name_or_path)
         return cls.from_dict(values, **overrides)
 
     @classmethod

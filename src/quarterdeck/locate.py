@@ -28,6 +28,8 @@ EMBEDDED_MODEL = "midshipman"
 
 _ASSETS = Path(__file__).resolve().parent / "assets"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_GGUF = ".gguf"
+_GGUF_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,46 @@ def local_folder(name_or_dir: str | os.PathLike[str]) -> Path | None:
             f"or '{EMBEDDED_MODEL}', the model inside the package"
         )
     return None
+
+
+def gguf_path(name_or_dir: str | os.PathLike[str] | None, gguf_file: str | None, options: HubOptions) -> Path | None:
+    """The GGUF file that a model is to be read from, downloaded first if it is on the hub; None if there is none.
+
+    Args:
+        name_or_dir: a GGUF file itself; or where ``gguf_file`` is.
+        gguf_file: the file's name inside a folder or a model of the hub.
+        options: see `HubOptions`.
+
+    Raises:
+        CheckpointNotFoundError: no such file.
+        InputError: ``gguf_file`` is no name of such a file, or two files are named.
+    """
+    name = "" if name_or_dir is None else os.fspath(name_or_dir)
+    path = Path(name).expanduser()
+    is_file = name.lower().endswith(_GGUF) and not path.is_dir()
+    if gguf_file is None:
+        if is_file and not path.is_file():
+            raise CheckpointNotFoundError(f"there is no file '{name}'; for one on the hub give its id, and gguf_file")
+        return path if is_file else None
+    if is_file or not isinstance(gguf_file, str) or not gguf_file.lower().endswith(_GGUF):
+        raise InputError(
+            f"gguf_file is {gguf_file!r} beside '{name}', but must be the name of a file NAME.gguf inside a folder or "
+            "a model of the hub; a file itself is named alone"
+        )
+    if name_or_dir is None:
+        raise InputError(f"gguf_file={gguf_file!r} is given without the folder or hub id that has it")
+    found = options.resolve_file(name_or_dir, gguf_file)
+    for part in part_names(gguf_file):  # of a file on the hub, the other parts come with it
+        options.resolve_file(name_or_dir, part)
+    return found
+
+
+def part_names(filename: str) -> list[str]:
+    """``X-00001-of-00003.gguf``: the names of all three; a file that is not split is the only one."""
+    match = _GGUF_PART.fullmatch(filename)
+    if match is None:
+        return [filename]
+    return [f"{match[1]}-{number:05d}-of-{match[2]}.gguf" for number in range(1, int(match[2]) + 1)]
 
 
 def download(

@@ -21,7 +21,9 @@ from quarterdeck.config_files import no_config
 from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.generation.config import FILE_NAME as GENERATION_CONFIG
 from quarterdeck.generation.config import GenerationConfig
-from quarterdeck.locate import HubOptions
+from quarterdeck.gguf.container import GGUFFile
+from quarterdeck.gguf.metadata import generation_values
+from quarterdeck.locate import HubOptions, gguf_path
 from quarterdeck.model_base import ModelBase
 from quarterdeck.quantization.bnb import check_planned
 from quarterdeck.quantization.bnb_config import BitsAndBytesConfig
@@ -29,19 +31,19 @@ from quarterdeck.quantization.choose import (
     AnyQuantization,
     Quantization,
     asked_quantization,
-    chosen_quantization,
     default_dtype,
 )
 from quarterdeck.quantization.loading import prepare
 from quarterdeck.quantization.model_side import parts_of
 from quarterdeck.quantization.surgery import write_quantization
-from quarterdeck.weights.index import find_weights
+from quarterdeck.weights.foreign import arranged, is_foreign
 from quarterdeck.weights.load import LoadReport, Naming, WeightReceiver, load_weights
 from quarterdeck.weights.offload import OffloadedWeights, OffloadingReceiver, dispatch, offload_weights
 from quarterdeck.weights.options import check_load_options, weights_dtype
 from quarterdeck.weights.placement import MaxMemory, Placement, check_device_map, device_of, place_model
-from quarterdeck.weights.reader import CheckpointTensors, MemoryTensors, TensorSource, first_floating_dtype
+from quarterdeck.weights.reader import MemoryTensors, TensorSource, first_floating_dtype
 from quarterdeck.weights.save import replacing_checkpoint, write_weights
+from quarterdeck.weights.sources import resolve_source
 
 PathLike = str | os.PathLike[str]
 
@@ -111,6 +113,7 @@ class PreTrainedModel(ModelBase):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         force_download: bool = False,
+        gguf_file: str | None = None,
         **options: Any,
     ) -> Self | tuple[Self, dict[str, Any]]:
         """A model with the weights of a checkpoint, in evaluation mode.
@@ -119,8 +122,8 @@ class PreTrainedModel(ModelBase):
         conversion stays a window on its file: loading float32 as float32 on the CPU reads nothing at all.
 
         Args:
-            pretrained_model_name_or_path: ``"midshipman"``, a folder, or a hub id; None if ``config`` and
-                ``state_dict`` say it all.
+            pretrained_model_name_or_path: ``"midshipman"``, a folder, a hub id, or a GGUF file; None if ``config``
+                and ``state_dict`` say it all.
             config: a configuration in place of the checkpoint's, or where to read one.
             state_dict: weights in place of the checkpoint's. Tensors that need no conversion become the model's
                 own, they are not copied.
@@ -138,7 +141,7 @@ class PreTrainedModel(ModelBase):
             attn_implementation: attention backend; see `set_attn_implementation`.
             quantization_config: holds weights in fewer bits, quantized one by one as they are read: ``"int8"``,
                 ``"int4"``, a `QuantizationConfig` or a `BitsAndBytesConfig`. A checkpoint that is quantized says so
-                itself.
+                itself; one in GGUF, GPTQ or AWQ may be asked for in another form.
             strict: whether missing and unexpected weights are an error. If not, unexpected ones are left out and
                 missing ones initialised.
             ignore_mismatched_sizes: initialise weights whose shape differs from the checkpoint's.
@@ -150,6 +153,7 @@ class PreTrainedModel(ModelBase):
             cache_dir: folder of downloaded files.
             local_files_only: use only files downloaded before.
             force_download: download again.
+            gguf_file: name of a GGUF file in the folder or hub repository, to load instead.
             options: fields of the configuration to override by name; ``load_in_4bit`` and ``load_in_8bit`` with fields
                 of `BitsAndBytesConfig`, the older way to give one. Of transformers' other options
                 ``low_cpu_mem_usage``, ``use_safetensors`` and ``trust_remote_code`` are accepted where they ask
@@ -173,13 +177,13 @@ class PreTrainedModel(ModelBase):
             raise UnsupportedOptionError(
                 f"offload_folder={folder!r} is refused: nothing goes to the disk without a device_map"
             )
-        if name is not None and config is None:
+        gguf = gguf_path(name, gguf_file, hub)
+        if name is not None and config is None and gguf is None:
             hub = hub.pinned_to(hub.resolve_file(name, "config.json"))
-        config = cls._resolve_config(name if config is None else config, hub, overrides)
+        config = cls._resolve_config((gguf or name) if config is None else config, hub, overrides)
         if attn_implementation is not None:
             config.attn_implementation = attn_implementation
-        source = _resolve_source(name, state_dict, hub)
-        quantization = chosen_quantization(asked_weights, getattr(config, "quantization_config", None))
+        source, quantization = cls._arranged(resolve_source(name, state_dict, hub, gguf), asked_weights, config)
         asked = weights_dtype(default_dtype(quantization, dtype, torch_dtype), torch_dtype)
         config.dtype = (config.dtype or first_floating_dtype(source)) if asked == "auto" else asked
 
@@ -200,7 +204,7 @@ class PreTrainedModel(ModelBase):
             ignore_mismatched_sizes=ignore_mismatched_sizes,
         )
         if name is not None:
-            model._read_generation_config(name, hub)
+            model._read_generation_config(name, hub, gguf)
         model.eval()
         return (model, report.as_dict()) if output_loading_info else model
 
@@ -221,6 +225,17 @@ class PreTrainedModel(ModelBase):
         else:
             found = copy.deepcopy(config)
         return found
+
+    @classmethod
+    def _arranged(
+        cls, source: TensorSource, asked: Quantization | None, config: CohereConfig
+    ) -> tuple[TensorSource, Quantization | None]:
+        """The tensors and how the model is to hold them; ``config`` no longer says how another tool quantized them."""
+        stored = getattr(config, "quantization_config", None)
+        if is_foreign(source, stored):
+            write_quantization(config, None)
+        head = cls.can_generate()
+        return arranged(source, asked, stored, has_head=head, has_bias=config.attention_bias)
 
     @classmethod
     def _on_meta(cls, config: CohereConfig) -> Self:
@@ -300,8 +315,12 @@ class PreTrainedModel(ModelBase):
     def _naming(self) -> Naming:
         return Naming(prefix=f"{self.base_model_prefix}.", head=parts_of(self._head_weights), tied=self.tied_weights())
 
-    def _read_generation_config(self, name: PathLike, hub: HubOptions) -> None:
+    def _read_generation_config(self, name: PathLike, hub: HubOptions, gguf: Path | None) -> None:
         if not self.can_generate():
+            return
+        if gguf is not None:
+            if (values := generation_values(GGUFFile(gguf))) is not None:
+                self.generation_config = GenerationConfig.from_dict(values)
             return
         path = hub.resolve_file(name, GENERATION_CONFIG, required=False)
         if path is not None:
@@ -397,11 +416,3 @@ class _WithoutValues(TorchFunctionMode):
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:
     return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()
-
-
-def _resolve_source(name: PathLike | None, state_dict: Mapping[str, Tensor] | None, hub: HubOptions) -> TensorSource:
-    if state_dict is not None:
-        return MemoryTensors(state_dict)
-    if name is None:
-        raise InputError("there is neither a checkpoint's name nor a state_dict; give one of them")
-    return CheckpointTensors(find_weights(name, hub))

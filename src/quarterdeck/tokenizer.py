@@ -20,7 +20,9 @@ from typing import Any, Self
 from tokenizers import AddedToken, Tokenizer
 
 from quarterdeck.errors import TokenizerError, UnsupportedOptionError
-from quarterdeck.locate import HubOptions
+from quarterdeck.gguf.container import GGUFFile
+from quarterdeck.gguf.vocabulary import tokenizer_arguments
+from quarterdeck.locate import HubOptions, gguf_path
 from quarterdeck.tokenization import backend as backends
 from quarterdeck.tokenization import files
 from quarterdeck.tokenization.chat import ChatTemplate
@@ -160,14 +162,16 @@ class CohereTokenizerFast(Surrounding):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         force_download: bool = False,
+        gguf_file: str | None = None,
         **options: Any,
     ) -> Self:
         """Loads a tokenizer.
 
         Args:
-            pretrained_model_name_or_path: ``"midshipman"`` (the embedded model), a folder, a hub id, or a
-                tokenizer.json.
+            pretrained_model_name_or_path: ``"midshipman"`` (the embedded model), a folder, a hub id, a
+                tokenizer.json, or a GGUF file.
             revision, token, subfolder, cache_dir, local_files_only, force_download: see `HubOptions`.
+            gguf_file: name of a GGUF file in the folder or hub repository, to read instead.
             options: arguments of the constructor that replace what the files say. ``use_fast`` and
                 ``trust_remote_code`` are accepted: there is one implementation, and no code is ever fetched.
 
@@ -178,8 +182,11 @@ class CohereTokenizerFast(Surrounding):
             UnsupportedOptionError: an option that does not exist.
         """
         hub = HubOptions(revision, token, subfolder or "", cache_dir, local_files_only, force_download)
-        found = files.read_tokenizer_files(pretrained_model_name_or_path, hub)
         given = {name: value for name, value in options.items() if name not in _WITHOUT_EFFECT}
+        gguf = gguf_path(pretrained_model_name_or_path, gguf_file, hub)
+        if gguf is not None:
+            return cls._from_gguf(gguf, given, str(pretrained_model_name_or_path))
+        found = files.read_tokenizer_files(pretrained_model_name_or_path, hub)
         backends.check_option_names(cls.__init__, set(given) - set(found.options), files.SOURCES)
         every = {**found.options, **given}
         _check_class(every.pop("tokenizer_class", None))
@@ -192,6 +199,15 @@ class CohereTokenizerFast(Surrounding):
         known["tokenizer_file"] = found.tokenizer_file
         known["name_or_path"] = str(pretrained_model_name_or_path)
         return cls(**known, added_tokens_decoder=found.added_tokens, kept_options=kept)
+
+    @classmethod
+    def _from_gguf(cls, path: Path, given: Mapping[str, Any], name: str) -> Self:
+        """The tokenizer in the metadata of a GGUF file; ``given`` replaces what they say."""
+        backends.check_option_names(cls.__init__, given, files.SOURCES)
+        every = {**tokenizer_arguments(GGUFFile(path)), **given}
+        _check_class(every.pop("tokenizer_class", None))
+        known, kept = backends.split_options(cls.__init__, every)
+        return cls(**known, name_or_path=name, kept_options=kept)
 
     def save_pretrained(
         self,
@@ -228,7 +244,7 @@ class CohereTokenizerFast(Surrounding):
             folder / f"{prefix}{name}" for name in (files.CONFIG_FILE, files.SPECIAL_TOKENS_FILE, files.TOKENIZER_FILE)
         )
         templates = files.write_templates(folder, self.chat_template if save_jinja_files else None, prefix)
-        files.write_json(config, self._config(with_templates=not save_jinja_files))
+        files.write_json(config, self.options_to_save(with_templates=not save_jinja_files))
         files.write_json(named, _without_special(self.special_tokens_map_extended))
         files.write_atomically(tokenizer, lambda path: self._backend.save(str(path)))
         return tuple(map(str, (config, named, *templates, tokenizer)))
@@ -244,7 +260,7 @@ class CohereTokenizerFast(Surrounding):
             raise TokenizerError(f"save_directory '{save_directory}' is not a folder; make it first")
         return tuple(self._backend.model.save(str(save_directory), filename_prefix))
 
-    def _config(self, with_templates: bool) -> dict[str, Any]:
+    def options_to_save(self, with_templates: bool) -> dict[str, Any]:
         """The contents of tokenizer_config.json."""
         config: dict[str, Any] = {
             **self._kept_options,

@@ -50,8 +50,8 @@ def _from_dict(values: Mapping[str, Any]) -> Quantization:
     if method in (QuantizationConfig.quant_method, None):
         return QuantizationConfig.from_dict(values)
     raise UnsupportedOptionError(
-        f"weights quantized by {method!r} are not read; there are 'quarterdeck' and 'bitsandbytes': use the checkpoint "
-        "that this was made from, and quantize it while loading with quantization_config='int4'"
+        f"weights quantized by {method!r} are not read; there are 'quarterdeck' and 'bitsandbytes', and checkpoints of "
+        "'gptq' and 'awq': use the checkpoint that this was made from with quantization_config='int4'"
     )
 
 

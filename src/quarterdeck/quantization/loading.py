@@ -30,7 +30,7 @@ def prepare(
     prefix: str,
     dtype: torch.dtype,
     places: object = None,
-) -> RoundingReceiver | StoredReceiver | BitsAndBytesReceiver:
+) -> RoundingReceiver | StoredReceiver | MixedReceiver | BitsAndBytesReceiver:
     """Replaces the linears of a model without memory, and says in its configuration how it is quantized.
 
     Args:
@@ -59,8 +59,15 @@ def prepare(
     for module in modules.values():
         if isinstance(module, QuantizedEmbedding):
             module.dtype = dtype
-    packed = any(name.rpartition(".")[2] == PACKED for name in stored)
-    return StoredReceiver(modules) if packed else RoundingReceiver(modules)
+    held = {name.rpartition(".")[0].removeprefix(prefix) for name in stored if name.rpartition(".")[2] == PACKED}
+    plain = {name.removesuffix(".weight").removeprefix(prefix) for name in stored if name.endswith(".weight")}
+    if not held:
+        return RoundingReceiver(modules)
+    full = {name: module for name, module in modules.items() if name.removeprefix(prefix) in plain - held}
+    if not full:
+        return StoredReceiver(modules)
+    rest = {name: module for name, module in modules.items() if name not in full}
+    return MixedReceiver(StoredReceiver(rest), RoundingReceiver(full))
 
 
 class RoundingReceiver:
@@ -113,6 +120,26 @@ class StoredReceiver:
         if tensor.dtype != expected:
             raise CheckpointMismatchError(f"{name} is stored as {tensor.dtype}, but must be {expected}")
         module.set_tensors({leaf: tensor.to(_memory(device))})
+
+
+class MixedReceiver:
+    """Takes some weights packed and rounds the others.
+
+    Args:
+        receivers: who takes what.
+    """
+
+    def __init__(self, *receivers: StoredReceiver | RoundingReceiver) -> None:
+        self._of = {name: receiver for receiver in receivers for name in receiver.shapes()}
+        self._shapes = {name: shape for receiver in receivers for name, shape in receiver.shapes().items()}
+
+    def shapes(self) -> dict[str, Shape]:
+        """All that they take."""
+        return self._shapes
+
+    def receive(self, name: str, tensor: Tensor, device: torch.device) -> None:
+        """Hands one tensor on."""
+        self._of[name].receive(name, tensor, device)
 
 
 def _memory(device: torch.device) -> torch.device:

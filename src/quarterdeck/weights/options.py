@@ -34,7 +34,6 @@ _REFUSED: Mapping[str, str] = {
     "distributed_config": "tensors are not divided among devices, layers are: give a device_map instead",
     "tp_plan": "tensors are not divided among devices, layers are: give a device_map instead",
     "device_mesh": "tensors are not divided among devices, layers are: give a device_map instead",
-    "gguf_file": "GGUF files are not read; use the checkpoint's safetensors files",
     "from_tf": "TensorFlow weights are not read; use the checkpoint's safetensors files",
     "from_flax": "Flax weights are not read; use the checkpoint's safetensors files",
     "variant": "only files without a variant are looked for; use a revision or subfolder that has them",

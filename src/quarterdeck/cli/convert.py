@@ -1,0 +1,91 @@
+"""``quarterdeck convert``: a model from safetensors to GGUF, which llama.cpp reads, or back."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from quarterdeck.cli.arguments import Commands, UsageError, add_command
+from quarterdeck.locate import EMBEDDED_MODEL, HubOptions
+
+_GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+_PLAIN_TYPES = ("f32", "f16", "bf16")
+_EPILOG = """\
+What TARGET is called says what is written: a name that ends in .gguf is a file, all others are folders. The tokenizer,
+its chat templates and generation defaults go over with the weights.
+
+examples:
+  quarterdeck convert midshipman midshipman.gguf --type q8_0
+  quarterdeck convert ./command-r.Q6_K.gguf ./command-r --type bf16
+  quarterdeck convert organisation/name-GGUF ./name --gguf-file name.Q8_0.gguf
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Describe the command."""
+    parser = add_command(commands, "convert", "turn safetensors into GGUF or GGUF into safetensors", execute, _EPILOG)
+    parser.add_argument(
+        "source", metavar="SOURCE", help=f"a folder, an id on the Hugging Face hub, {EMBEDDED_MODEL}, or a GGUF file"
+    )
+    parser.add_argument("target", metavar="TARGET", type=Path, help="file or folder to write, which must not be there")
+    parser.add_argument(
+        "--to", choices=("gguf", "safetensors"), help="what to write, checked against TARGET"
+    )
+    parser.add_argument(
+        "--type",
+        choices=_GGUF_TYPES,
+        metavar="T",
+        help=f"type of the weights: {', '.join(_GGUF_TYPES)}; the last five for GGUF only (default: as they are, and "
+        "bf16 for quantized ones)",
+    )
+    parser.add_argument("--gguf-file", metavar="NAME", help="the GGUF file to read inside the folder or id SOURCE")
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a model on the hub")
+    parser.add_argument(
+        "--max-shard-size", default="5GB", metavar="N", help="most in one safetensors file (default: 5GB)"
+    )
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Convert, with progress on stderr, and print the path on stdout."""
+    target: Path = arguments.target
+    to_gguf = target.suffix.lower() == ".gguf"
+    _check(arguments, to_gguf)
+    from quarterdeck.weights.convert import open_checkpoint, to_gguf_file, to_safetensors  # --help need not wait
+
+    checkpoint = open_checkpoint(
+        arguments.source, gguf_file=arguments.gguf_file, hub=HubOptions(revision=arguments.revision)
+    )
+    kind = None if arguments.type is None else arguments.type.upper()
+    if to_gguf:
+        _with_progress(lambda progress: to_gguf_file(checkpoint, target, kind, progress))
+    else:
+        _with_progress(
+            lambda progress: to_safetensors(checkpoint, target, kind, progress, max_shard_size=arguments.max_shard_size)
+        )
+    print(target)
+    return 0
+
+
+def _check(arguments: argparse.Namespace, to_gguf: bool) -> None:
+    """Refuse what cannot be right before anything is read."""
+    target: Path = arguments.target
+    if arguments.to == "gguf" and not to_gguf:
+        raise UsageError(f"--to gguf writes a file, and '{target}' does not end in .gguf")
+    if arguments.to == "safetensors" and to_gguf:
+        raise UsageError(f"--to safetensors writes a folder, and '{target}' ends in .gguf")
+    if not to_gguf and arguments.type not in (None, *_PLAIN_TYPES):
+        raise UsageError(f"--type {arguments.type} is for GGUF; safetensors are written in {', '.join(_PLAIN_TYPES)}")
+    if target.is_file() or (target.is_dir() and (to_gguf or any(target.iterdir()))):
+        raise UsageError(f"'{target}' is there already; nothing is overwritten: give another name, or remove it")
+
+
+def _with_progress(work: Callable[[Callable[[int, int], None]], None]) -> None:
+    """A bar on stderr, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("tensors", total=None)
+        work(lambda done, count: bar.update(task, completed=done, total=count))

@@ -1,0 +1,234 @@
+"""Checkpoints that other tools quantized, as sources of tensors with this package's names.
+
+GGUF files and GPTQ and AWQ checkpoints have weights in layouts of their own. Those that the kernels can take are handed
+out packed (``X.weight_packed``, ``X.weight_scale``, ...), all others in full (``X.weight``); who loads them need
+not know where they came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quarterdeck.errors import CheckpointMismatchError, InputError
+from quarterdeck.kernels.int4 import ASYMMETRIC_GROUP, SYMMETRIC_GROUP
+from quarterdeck.quantization.choose import Quantization, chosen_quantization
+from quarterdeck.quantization.config import QuantizationConfig
+from quarterdeck.quantization.formats import Int4Format, tensors_of
+from quarterdeck.quantization.gptq_awq import (
+    PARTS,
+    GroupedLayout,
+    GroupedWeight,
+    dequantize,
+    input_groups,
+    is_regular,
+    repack,
+    unpack,
+    zeros,
+)
+from quarterdeck.quantization.surgery import skipped
+from quarterdeck.weights.gguf import GGUFTensors
+from quarterdeck.weights.reader import TensorSource
+
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+_METHODS = ("gptq", "awq")
+_CPU = torch.device("cpu")
+_SYMMETRIC_ZERO = 8
+
+
+def is_foreign(source: TensorSource, stored: Any) -> bool:
+    """Whether another tool quantized a checkpoint; ``stored`` is the ``quantization_config`` of its config.json."""
+    return isinstance(source, GGUFTensors) or _is_grouped(stored)
+
+
+def arranged(
+    source: TensorSource, asked: Quantization | None, stored: Any, *, has_head: bool, has_bias: bool
+) -> tuple[TensorSource, Quantization | None]:
+    """The tensors of a checkpoint as loading takes them, and how the model is to hold them.
+
+    Args:
+        source: the tensors as they are stored.
+        asked: what the caller asks for. Weights of another tool's may be quantized anew; those that are in that
+            format already go over unchanged. None keeps in 4 bits what the kernels can take, and the rest in full.
+        stored: the ``quantization_config`` of config.json.
+        has_head: whether the model's names have the prefix ``model.``.
+        has_bias: whether the attention projections have a bias; GPTQ tools write one that is zero for all linears.
+    """
+    if isinstance(source, GGUFTensors):
+        matrices = source.matrices
+        able = {name for name, kind in matrices.items() if kind == "Q4_0"}
+        packed, how = _choice(able, set(matrices), asked, symmetric=True, has_head=has_head)
+        return source.with_packed(packed), how
+    if not _is_grouped(stored):
+        return source, chosen_quantization(asked, stored)
+    grouped = GroupedTensors(source, GroupedLayout.from_dict(stored), has_bias=has_bias)
+    symmetric, able = grouped.packable()
+    packed, how = _choice(able, grouped.matrices(), asked, symmetric=symmetric, has_head=has_head)
+    return grouped.with_packed(packed, symmetric=symmetric), how
+
+
+def in_full(source: TensorSource, stored: Any, *, has_bias: bool) -> TensorSource:
+    """The tensors of a checkpoint, all weights in full; arguments as of `arranged`.
+
+    Raises:
+        InputError: they are quantized in a way that only loading knows.
+    """
+    if _is_grouped(stored):
+        return GroupedTensors(source, GroupedLayout.from_dict(stored), has_bias=has_bias)
+    if stored is not None and not isinstance(source, GGUFTensors):
+        method = stored.get("quant_method") if isinstance(stored, Mapping) else type(stored).__name__
+        raise InputError(
+            f"the checkpoint's weights are quantized by {method!r}: convert the checkpoint that it was made from"
+        )
+    return source
+
+
+class GroupedTensors:
+    """A GPTQ or AWQ checkpoint.
+
+    Args:
+        source: its files.
+        layout: how the weights are stored.
+        has_bias: whether attention projections have a bias.
+        packed: names of modules whose weight is to be handed out packed.
+        symmetric: the format of those.
+    """
+
+    def __init__(
+        self,
+        source: TensorSource,
+        layout: GroupedLayout,
+        *,
+        has_bias: bool,
+        packed: Collection[str] = (),
+        symmetric: bool = True,
+    ) -> None:
+        self._source, self._layout, self._has_bias, self._symmetric = source, layout, has_bias, symmetric
+        stored = list(source.names())
+        self._modules = [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]
+        if not self._modules:
+            raise CheckpointMismatchError(
+                f"config.json says that the weights are quantized by '{layout.method}', and there are none (X.qweight): "
+                "remove quantization_config from it if they are in full"
+            )
+        self._stored = set(stored)
+        self._form = Int4Format(symmetric=symmetric)
+        self._made: dict[str, tuple[str, str]] = {}  # name that is handed out to the module and the part of it
+        for module in self._modules:
+            leaves = self._form.tensors(1, 1) if module in packed else ("weight",)
+            self._made |= {f"{module}.{leaf}": (module, leaf) for leaf in leaves}
+        gone = {f"{module}.{part}" for module in self._modules for part in PARTS} | self._zero_biases()
+        self._names = [name for name in stored if name not in gone] + list(self._made)
+        self._latest: tuple[str, Mapping[str, Tensor]] = "", {}
+
+    def with_packed(self, packed: Collection[str], *, symmetric: bool) -> GroupedTensors:
+        """The same tensors, with the weights of some modules packed."""
+        return GroupedTensors(self._source, self._layout, has_bias=self._has_bias, packed=packed, symmetric=symmetric)
+
+    def matrices(self) -> set[str]:
+        """Names of all modules with a weight that could be quantized."""
+        plain = {name.removesuffix(".weight") for name in self._names if name.endswith(".weight")}
+        return {name for name in plain if not name.endswith("norm")} | set(self._modules)
+
+    def packable(self) -> tuple[bool, set[str]]:
+        """Whether all zeros are in the middle, and the modules that the kernels' format for that can hold."""
+        if self._layout.bits != 4:
+            return True, set()
+        symmetric = all(
+            bool((zeros(self._source.once(f"{module}.qzeros"), self._layout) == _SYMMETRIC_ZERO).all())
+            for module in self._modules
+        )
+        group = SYMMETRIC_GROUP if symmetric else ASYMMETRIC_GROUP
+        return symmetric, {module for module in self._modules if self._fits(module, group)}
+
+    def names(self) -> Iterable[str]:
+        """All names."""
+        return self._names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one tensor."""
+        if name not in self._made:
+            return self._source.shape(name)
+        module, leaf = self._made[name]
+        shape = self._layout.shape(self._source.shape(f"{module}.qweight"))
+        return shape if leaf == "weight" else tuple(self._form.tensors(*shape)[leaf][0])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type of one tensor; weights in full are made in float32."""
+        if name not in self._made:
+            return self._source.dtype(name)
+        leaf = self._made[name][1]
+        return torch.float32 if leaf == "weight" else self._form.tensors(1, 1)[leaf][1]
+
+    def tensor(self, name: str, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+        """One tensor on ``device``, as ``dtype`` if that is given and it is of a floating type."""
+        if name not in self._made:
+            return self._source.tensor(name, dtype, device)
+        module, leaf = self._made[name]
+        if leaf == "weight":
+            return dequantize(self._weight(module)).to(device=device, dtype=dtype)
+        if self._latest[0] != module:  # its parts are asked for one after the other
+            self._latest = module, tensors_of(repack(self._weight(module), symmetric=self._symmetric))
+        return self._latest[1][leaf].to(device)
+
+    def once(self, name: str) -> Tensor:
+        """One tensor on the CPU."""
+        return self.tensor(name, None, _CPU) if name in self._made else self._source.once(name)
+
+    def path(self, name: str) -> Path | None:
+        """The file that holds the tensor as it is."""
+        return None if name in self._made else self._source.path(name)
+
+    def _weight(self, module: str) -> GroupedWeight:
+        names = {part: f"{module}.{part}" for part in PARTS}
+        found = {part: self._source.once(name) for part, name in names.items() if name in self._stored}
+        return unpack(found, self._layout)
+
+    def _fits(self, module: str, group: int) -> bool:
+        index = f"{module}.g_idx"
+        parts = {"g_idx": self._source.once(index)} if index in self._stored else {}
+        columns = self._layout.shape(self._source.shape(f"{module}.qweight"))[1]
+        half = self._source.dtype(f"{module}.scales") == torch.float16
+        return half and is_regular(input_groups(parts, self._layout, columns), group)
+
+    def _zero_biases(self) -> set[str]:
+        """Biases of linears that have none, which some tools write as zeros."""
+        names = [f"{module}.bias" for module in self._modules if not (self._has_bias and "self_attn" in module)]
+        return {name for name in names if name in self._stored and not bool(self._source.once(name).any())}
+
+
+def _is_grouped(stored: Any) -> bool:
+    return isinstance(stored, Mapping) and stored.get("quant_method") in _METHODS
+
+
+def _choice(
+    able: set[str], matrices: set[str], asked: Quantization | None, *, symmetric: bool, has_head: bool
+) -> tuple[set[str], Quantization | None]:
+    """Which modules are handed out packed, and how the model is to hold its weights."""
+    if asked is None:
+        packed = able
+        return packed, _as_stored(packed, matrices, symmetric=symmetric, has_head=has_head) if packed else None
+    if not isinstance(asked, QuantizationConfig) or asked.format != "int4" or asked.symmetric != symmetric:
+        return set(), asked
+    apart = {EMBEDDING: asked.embeddings, HEAD: asked.head}
+    return {name for name in able if apart.get(name, True) and not skipped(name, asked.modules_to_not_convert)}, asked
+
+
+def _as_stored(packed: set[str], matrices: set[str], *, symmetric: bool, has_head: bool) -> QuantizationConfig:
+    """A configuration that takes exactly the modules in ``packed``."""
+    full = matrices - packed - {EMBEDDING, HEAD}
+    always = {_leaf(name) for name in full} - {_leaf(name) for name in packed}
+    named = sorted(name if has_head else name.removeprefix("model.") for name in full if _leaf(name) not in always)
+    embeddings = EMBEDDING in packed
+    head = HEAD in packed if HEAD in matrices else embeddings
+    return QuantizationConfig(
+        "int4", symmetric, embeddings=embeddings, head=head, modules_to_not_convert=(*sorted(always), *named)
+    )
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
