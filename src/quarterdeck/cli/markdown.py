@@ -80,11 +80,11 @@ def blocks(source: str) -> list[str]:
     >>> blocks("Ahoy\n\n- one\n- two\n")
     ['Ahoy\n\n', '- one\n- two\n']
     """
-    lines = [f"{line}\n" for line in source.split("\n")]
-    lines[-1] = lines[-1].removesuffix("\n")
+    lines = source.split("\n")
+    lines = [*(f"{line}\n" for line in lines[:-1]), *lines[-1:]]
     tops = [token.map[0] for token in _parser().parse(source) if token.level == 0 and token.map and token.nesting >= 0]
     edges = [0, *sorted(set(tops) - {0}), len(lines)]
-    return ["".join(lines[begin:end]) for begin, end in itertools.pairwise(edges) if begin < end]
+    return ["".join(lines[begin:end]) for begin, end in itertools.pairwise(edges) if any(lines[begin:end])]
 
 
 class MarkdownStream:
@@ -121,18 +121,20 @@ class MarkdownStream:
         self._draw(is_all=True)
 
     def _draw(self, is_all: bool = False) -> None:
-        parts = [part for part in blocks(self._pending) if part.strip()]
-        done, growing = (parts, "") if is_all else (parts[:-1], "".join(parts[-1:]))
+        parts = blocks(self._pending)
+        # a line that has just begun may yet belong to the block before it: "2" becomes "2. second"
+        open_parts = 0 if is_all else 1 if parts and "\n" in parts[-1] else 2
+        done, growing = parts[: max(len(parts) - open_parts, 0)], parts[max(len(parts) - open_parts, 0) :]
         fixed = self._lines(done)
         self._has_blocks = self._has_blocks or bool(fixed)
-        self._region.show(fixed, self._lines([growing] if growing else []))
-        self._pending = growing
+        self._region.show(fixed, self._lines(growing))
+        self._pending = "".join(growing)
         self._drawn_at = self._clock()
 
     def _lines(self, sources: Iterable[str]) -> list[str]:
         """The blocks as lines with the terminal's sequences in them, an empty one before each block but the first."""
         lines: list[str] = []
-        for source in sources:
+        for source in filter(str.strip, sources):
             if lines or self._has_blocks:
                 lines.append("")
             lines += _drawn(self._console, source, self._links)
@@ -145,7 +147,7 @@ def _drawn(console: Console, source: str, links: Mapping[str, str | None]) -> li
     lines = [_stripped(_with_marks(line, links)) for line in rendered]
     with console.capture() as captured:
         for line in lines:
-            console.print(Segments(line, new_lines=False), soft_wrap=True, end="\n")
+            console.print(Segments([*line, Segment.line()]), soft_wrap=True, end="")
     return captured.get().split("\n")[: len(lines)]
 
 

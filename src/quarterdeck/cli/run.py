@@ -1,4 +1,4 @@
-"""``quarterdeck run``: one answer, or the continuation of a text."""
+"""``quarterdeck run``: one answer, or the continuation of a text, or one for every row of a file."""
 
 from __future__ import annotations
 
@@ -12,10 +12,21 @@ from quarterdeck.cli.arguments import (
     UsageError,
     add_command,
     add_generation_options,
+    check_generation,
     model_help,
 )
+from quarterdeck.cli.flags import looks_like_flag
 from quarterdeck.cli.grounding import DOCUMENTS_HELP, add_citation_option, check_grounding, options_of
-from quarterdeck.cli.loading import add_model_options
+from quarterdeck.cli.loading import add_model_options, check_loading
+from quarterdeck.cli.run_rows import (
+    Respond,
+    add_row_options,
+    answer_rows,
+    check_output,
+    check_rows,
+    first_and_all,
+    is_about_rows,
+)
 from quarterdeck.locate import EMBEDDED_MODEL
 
 if TYPE_CHECKING:
@@ -25,15 +36,16 @@ _EPILOG = f"""\
 {DOCUMENTS_HELP}
 examples:
   quarterdeck run "Who are you?"
-  quarterdeck run --task text-generation "Plants create energy through a process known as"
+  quarterdeck run --task text-generation "Plants create energy through a process known as" repetition_penalty=1.1
   cat letter.txt | quarterdeck run --system "Answer in one sentence." --json
   quarterdeck run "Where do penguins live?" --documents penguins.json
+  quarterdeck run --input questions.csv --column question --output answers.csv --quantization int4
 """
 
 
 def add_parser(commands: Commands) -> None:
     """Describe the command."""
-    parser = add_command(commands, "run", "answer one prompt", execute, _EPILOG)
+    parser = add_command(commands, "run", "answer one prompt, or every row of a file", execute, _EPILOG)
     parser.add_argument(
         "prompt", nargs="?", metavar="PROMPT", help="what to answer; '-' or nothing reads standard input"
     )
@@ -59,20 +71,23 @@ def add_parser(commands: Commands) -> None:
         action="store_true",
         help="print one JSON object: text, citations, tool_plan, tool_calls, finish_reason, usage",
     )
+    add_row_options(parser)
     add_generation_options(parser, "default: 0")
     add_model_options(parser)
-    parser.set_defaults(config=None, tokenizer=None)
+    parser.add_argument("--config", metavar="C", help="a configuration in place of the model's: a folder or an id")
+    parser.add_argument("--tokenizer", metavar="T", help="a tokenizer in place of the model's: a folder or an id")
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Print the answer, as it comes unless it is JSON."""
+    if arguments.prompt is not None and looks_like_flag(arguments.prompt):
+        arguments.flags.insert(0, arguments.prompt)
+        arguments.prompt = None
     _check(arguments)
+    if is_about_rows(arguments):
+        return _run_rows(arguments)
     prompt = _prompt(arguments.prompt)
-    options = options_of(arguments)
-    if arguments.tools is not None:
-        from quarterdeck.chat.documents.reading import read_tools_from
-
-        options["tools"] = read_tools_from(arguments.tools)
+    options = _options(arguments)
     from quarterdeck.cli.answering import Answerer  # here, since it imports torch, which --help need not wait for
 
     answerer = Answerer.load(arguments.model, arguments)
@@ -81,6 +96,46 @@ def execute(arguments: argparse.Namespace) -> int:
         return 0
     _answer(answerer, _messages(arguments.system, prompt), options, arguments.json)
     return 0
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    options = options_of(arguments)
+    if arguments.tools is not None:
+        from quarterdeck.chat.documents.reading import read_tools_from
+
+        options["tools"] = read_tools_from(arguments.tools)
+    return options
+
+
+def _run_rows(arguments: argparse.Namespace) -> int:
+    check_output(arguments)
+    column, rows = first_and_all(arguments)
+    options = _options(arguments)
+    from quarterdeck.cli.answering import Answerer
+
+    answerer = Answerer.load(arguments.model, arguments)
+    return answer_rows(arguments, column, rows, _responder(answerer, arguments, options))
+
+
+def _responder(answerer: Answerer, arguments: argparse.Namespace, options: dict[str, Any]) -> Respond:
+    """Each row as if it were alone: with a seed, every row draws from its beginning."""
+    from quarterdeck.chat.answers.answering import answer
+    from quarterdeck.cli.dialogue import check_text
+
+    kept = ["text", "finish_reason", *(("citations",) if "documents" in options else ())]
+    kept += ["tool_calls"] if "tools" in options else []
+
+    def respond(prompt: str) -> dict[str, Any]:
+        if answerer.generator is not None:
+            answerer.generator.manual_seed(arguments.seed)
+        if arguments.task == "text-generation":
+            text = answerer.continuation(prompt)
+            return {"text": "".join(text), "finish_reason": text.finish_reason}
+        check_text(prompt)
+        found = answer(answerer.raw, _messages(arguments.system, prompt), **options).to_dict()
+        return {name: found[name] for name in kept}
+
+    return respond
 
 
 def _continue(answerer: Answerer, prompt: str, as_json: bool) -> None:
@@ -137,9 +192,13 @@ def _check(arguments: argparse.Namespace) -> None:
                     f"--{option} has no place in --task text-generation, which has no turns; put it into PROMPT"
                 )
     check_grounding(arguments)
-    if arguments.documents == "-" and arguments.prompt in (None, "-"):
+    check_loading(arguments)
+    check_rows(arguments)
+    if arguments.documents == "-" and arguments.prompt in (None, "-") and not is_about_rows(arguments):
         raise UsageError("--documents - reads standard input, so PROMPT has to be an argument")
-    if not arguments.temperature:
+    flags = check_generation(arguments)
+    draws = flags.get("temperature") or flags.get("do_sample") or arguments.generation_config is not None
+    if not arguments.temperature and not draws:
         for option in ("top_p", "top_k"):
             if getattr(arguments, option) is not None:
                 raise UsageError(
