@@ -28,39 +28,82 @@ void spread(const uint16_t* from, int64_t groups, int64_t channels, float* to) {
     }
 }
 
+// Where a head's codes begin, and its numbers per group.
+struct Codes {
+    const uint8_t* codes;
+    const uint16_t *scales, *minima;
+    int64_t groups;  // in a row of groups
+
+    Codes(const Stored& s, int64_t sequence, int64_t head, int64_t width)
+        : codes(static_cast<const uint8_t*>(s.data) + sequence * s.sequence + head * s.head),
+          scales(s.scales + sequence * s.scale_sequence + head * s.scale_head),
+          minima(s.minima + sequence * s.scale_sequence + head * s.scale_head),
+          groups(width / s.channels) {}
+};
+
+// One row of codes; least(c) and step(c) are the minima and scales of 16 channels.
+template <class Least, class Step>
+void widen_row(const uint8_t* from, int bits, int64_t width, float* to, Least least, Step step) {
+    const auto put = [&](int64_t c, Lanes::Float code) {
+        Lanes::store_all(to + c, Lanes::multiply_add(code, step(c), least(c)));
+    };
+    if (bits == 8) {
+        for (int64_t c = 0; c < width; c += 16) put(c, Lanes::widen(from + c));
+        return;
+    }
+    const int64_t half = width / 2;
+    for (int64_t c = 0; c < half; c += 16) {
+        put(c, Lanes::widen_low(from + c));
+        put(half + c, Lanes::widen_high(from + c));
+    }
+}
+
 // Rows [first, first + count) of one head as float32, [count][padded].
-void widen_codes(const Stored& s, int64_t sequence, int64_t head, int64_t first, int64_t count, int64_t width,
-                 int64_t padded, float* to) {
-    const uint8_t* codes = static_cast<const uint8_t*>(s.data) + sequence * s.sequence + head * s.head;
-    const int64_t scales_at = sequence * s.scale_sequence + head * s.scale_head;
-    const int64_t groups = width / s.channels, row_bytes = s.bits == 8 ? width : width / 2, half = width / 2;
+void widen_codes(const Stored& s, const Codes& codes, int64_t first, int64_t count, int64_t width, int64_t padded,
+                 float* to) {
+    const int64_t row_bytes = s.bits == 8 ? width : width / 2, half = width / 2;
+    const bool whole = s.bits == 8 ? width % 16 == 0 : half % 16 == 0;
     float scale[kMostWidth + 16], minimum[kMostWidth + 16];
     int64_t known = -1;
+    int32_t group_of[kMostWidth / 16];  // divisions take longer than all else that is done to 16 channels
+    const bool per_row = whole && s.tokens == 1 && s.channels % 16 == 0;
+    for (int64_t c = 0; per_row && c < width; c += 16) group_of[c / 16] = int32_t(c / s.channels);
     for (int64_t i = 0; i < count; ++i, to += padded) {
-        const int64_t row = first + i, group_row = row / s.tokens;
-        if (group_row != known) {
-            known = group_row;
-            spread(s.scales + scales_at + group_row * groups, groups, s.channels, scale);
-            spread(s.minima + scales_at + group_row * groups, groups, s.channels, minimum);
+        const int64_t row = first + i, at = (s.tokens == 1 ? row : row / s.tokens) * codes.groups;
+        const uint8_t* from = codes.codes + row * row_bytes;
+        if (per_row) {
+            const auto group = [&](int64_t c) { return at + group_of[c / 16]; };
+            widen_row(from, s.bits, width, to, [&](int64_t c) { return Lanes::all_half(codes.minima[group(c)]); },
+                      [&](int64_t c) { return Lanes::all_half(codes.scales[group(c)]); });
+            continue;
         }
-        const uint8_t* from = codes + row * row_bytes;
-        const auto put = [&](int64_t c, Lanes::Float code) {
-            const Lanes::Float least = Lanes::load_float(minimum + c);
-            Lanes::store_all(to + c, Lanes::multiply_add(code, Lanes::load_float(scale + c), least));
-        };
-        if (s.bits == 8 && width % 16 == 0) {
-            for (int64_t c = 0; c < width; c += 16) put(c, Lanes::widen(from + c));
-        } else if (s.bits == 4 && half % 16 == 0) {
-            for (int64_t c = 0; c < half; c += 16) {
-                put(c, Lanes::widen_low(from + c));
-                put(half + c, Lanes::widen_high(from + c));
-            }
-        } else {
-            for (int64_t c = 0; c < width; ++c) {
-                const int code = s.bits == 8 ? from[c] : c < half ? from[c] & 15 : from[c - half] >> 4;
-                to[c] = float(code) * scale[c] + minimum[c];
-            }
-            for (int64_t c = width; c < padded; ++c) to[c] = 0.0f;
+        if (at != known) {
+            known = at;
+            spread(codes.scales + at, codes.groups, s.channels, scale);
+            spread(codes.minima + at, codes.groups, s.channels, minimum);
+        }
+        if (whole) {
+            widen_row(from, s.bits, width, to, [&](int64_t c) { return Lanes::load_float(minimum + c); },
+                      [&](int64_t c) { return Lanes::load_float(scale + c); });
+            continue;
+        }
+        for (int64_t c = 0; c < width; ++c) {
+            const int code = s.bits == 8 ? from[c] : c < half ? from[c] & 15 : from[c - half] >> 4;
+            to[c] = float(code) * scale[c] + minimum[c];
+        }
+        for (int64_t c = width; c < padded; ++c) to[c] = 0.0f;
+    }
+}
+
+template <DType Type>
+void widen_floats(const void* from, int64_t count, int64_t width, int64_t padded, float* to) {
+    if (width == padded) {
+        for (int64_t c = 0; c < count * width; c += 16) Lanes::store_all(to + c, Lanes::load(advance(from, Type, c), Type, 16));
+        return;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+        for (int64_t c = 0; c < width; c += 16) {
+            Lanes::store_all(to + i * padded + c, Lanes::load(advance(from, Type, i * width + c), Type, width - c));
         }
     }
 }
@@ -69,15 +112,17 @@ void widen_codes(const Stored& s, int64_t sequence, int64_t head, int64_t first,
 const float* widen(const Stored& s, int64_t sequence, int64_t head, int64_t first, int64_t count, int64_t width,
                    int64_t padded, float* to) {
     if (s.bits) {
-        widen_codes(s, sequence, head, first, count, width, padded, to);
+        widen_codes(s, Codes(s, sequence, head, width), first, count, width, padded, to);
         return to;
     }
     const void* from = advance(s.data, s.type, sequence * s.sequence + head * s.head + first * width);
-    if (s.type == kFloat32 && width == padded) return static_cast<const float*>(from);
-    for (int64_t i = 0; i < count; ++i) {
-        for (int64_t c = 0; c < width; c += 16) {
-            Lanes::store_all(to + i * padded + c, Lanes::load(advance(from, s.type, i * width + c), s.type, width - c));
-        }
+    switch (s.type) {
+        case kFloat32:
+            if (width == padded) return static_cast<const float*>(from);
+            widen_floats<kFloat32>(from, count, width, padded, to);
+            break;
+        case kBFloat16: widen_floats<kBFloat16>(from, count, width, padded, to); break;
+        case kFloat16: widen_floats<kFloat16>(from, count, width, padded, to); break;
     }
     return to;
 }

@@ -123,6 +123,10 @@ struct Lanes {
     }
 
     static Float all(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
+    static Float all_half(uint16_t value) {
+        const __m256 eight = _mm256_cvtph_ps(_mm_set1_epi16(short(value)));
+        return {eight, eight};
+    }
     static Sum widen_bytes(const uint8_t* from) {
         const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
         return {_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))};

@@ -90,6 +90,7 @@ struct Lanes {
     }
 
     static Float all(float value) { return _mm512_set1_ps(value); }
+    static Float all_half(uint16_t value) { return _mm512_cvtph_ps(_mm256_set1_epi16(short(value))); }
     static __m512i widen_bytes(const uint8_t* from) {
         return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
     }

@@ -85,6 +85,8 @@ struct Lanes {
         return result;
     }
 
+    static Float all_half(uint16_t value) { return all(from_float16(value)); }
+
     static Float widen(const uint8_t* from) {
         Float result;
         for (int i = 0; i < 16; ++i) result.lane[i] = float(from[i]);
