@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from gguf_support import random_raw
 from quarterdeck.errors import InputError
 from quarterdeck.gguf.container import TYPES
 from quarterdeck.weights.gguf_blocks import WRITABLE, dequantize, quantize, split_q4_0
@@ -13,29 +14,6 @@ from quarterdeck.weights.gguf_blocks import WRITABLE, dequantize, quantize, spli
 gguf = pytest.importorskip("gguf")
 
 BLOCKS = [name for name, kind in TYPES.items() if kind.block > 1]
-# where half floats stand in a block
-HALVES = {
-    "Q4_0": [0],
-    "Q4_1": [0, 2],
-    "Q5_0": [0],
-    "Q5_1": [0, 2],
-    "Q8_0": [0],
-    "Q2_K": [80, 82],
-    "Q3_K": [108],
-    "Q4_K": [0, 2],
-    "Q5_K": [0, 2],
-    "Q6_K": [208],
-}
-
-
-def random_rows(name: str, rows: int = 7, blocks: int = 3) -> torch.Tensor:
-    """Any bits at all, but scales that are finite."""
-    kind = TYPES[name]
-    generator = torch.Generator().manual_seed(5)
-    raw = torch.randint(0, 256, (rows * blocks, kind.nbytes), dtype=torch.uint8, generator=generator)
-    for place in HALVES[name]:
-        raw[:, place : place + 2] = torch.randn(rows * blocks, 1, generator=generator).half().view(torch.uint8)
-    return raw.view(rows, -1)
 
 
 def theirs(name: str) -> object:
@@ -44,7 +22,7 @@ def theirs(name: str) -> object:
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_random_blocks_read_as_the_reference_reads_them(name: str) -> None:
-    raw = random_rows(name)
+    raw = random_raw(name, 7, 768)
     expected = gguf.quants.dequantize(raw.numpy(), theirs(name))
     assert np.array_equal(dequantize(raw, TYPES[name]).numpy(), expected)
 
@@ -67,7 +45,7 @@ def test_types_and_their_sizes_are_the_packages() -> None:
 
 
 def test_q4_0_is_split_without_loss() -> None:
-    raw = random_rows("Q4_0")
+    raw = random_raw("Q4_0", 7, 96)
     values, scale = split_q4_0(raw)
     again = (values.float() - 8) * scale.float().repeat_interleave(32, dim=1)
     assert values.dtype == torch.uint8

@@ -1,0 +1,183 @@
+"""``quarterdeck convert``, both ways; what is written runs in llama.cpp as it does here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gguf_support import foreign_file, made
+from quarterdeck import AutoModelForCausalLM, AutoTokenizer, CohereConfig
+from quarterdeck.cli.main import main
+from quarterdeck.errors import CheckpointMismatchError, InputError
+from quarterdeck.gguf.container import GGUFFile
+from quarterdeck.weights.convert import open_checkpoint, to_gguf_file, to_safetensors
+
+pytest_plugins = ["checkpoint_fixtures"]
+
+PROMPTS = ("Where do emperor penguins live?", "Ahoy! 12 + 7 is", "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>Hi")
+
+
+def json_files(folder: Path) -> dict[str, Any]:
+    return {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+def test_there_and_back_again(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, folder = tmp_path / "new" / "x.gguf", tmp_path / "back"
+    assert main(["convert", str(checkpoint), str(file)]) == 0
+    assert main(["convert", str(file), str(folder), "--to", "safetensors", "--max-shard-size", "20KB"]) == 0
+    assert capsys.readouterr().out == f"{file}\n{folder}\n"
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
+    original = load_file(checkpoint / "model.safetensors")
+    found = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+    assert found.keys() == original.keys()
+    for name, tensor in original.items():
+        assert torch.equal(found[name], tensor), name
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path / "saved")
+    new, old = json_files(folder), json_files(checkpoint) | json_files(tmp_path / "saved")
+    for name in ("config.json", "generation_config.json", "tokenizer.json"):
+        assert new[name] == old[name], name
+    ours, theirs = (AutoTokenizer.from_pretrained(each) for each in (folder, checkpoint))
+    assert ours.chat_template == theirs.chat_template
+    assert ours.special_tokens_map == theirs.special_tokens_map
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"])
+def test_every_type_is_written(checkpoint: Path, tmp_path: Path, kind: str) -> None:
+    gguf = pytest.importorskip("gguf")
+    path = tmp_path / "x.gguf"
+    assert main(["convert", str(checkpoint), str(path), "--type", kind]) == 0
+    kinds = {entry.kind.name for entry in GGUFFile(path).tensors.values()}
+    assert kinds == {kind.upper(), "F32"}
+    reader = gguf.GGUFReader(path)
+    assert reader.fields["general.file_type"].contents() == {
+        "f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q5_1": 9, "q5_0": 8, "q4_1": 3, "q4_0": 2,
+    }[kind]  # fmt: skip
+    table = next(tensor for tensor in reader.tensors if tensor.name == "token_embd.weight")
+    weight = AutoModelForCausalLM.from_pretrained(checkpoint).model.embed_tokens.weight.detach().numpy()
+    raw = gguf.quants.quantize(weight, table.tensor_type)
+    assert np.array_equal(table.data.view(np.uint8), raw.view(np.uint8))
+
+
+def test_quantized_files_become_plain_ones(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    expected = foreign_file(tmp_path / "x.gguf", {"up_proj": "Q6_K", "down_proj": "Q4_0", "embed_tokens": "Q8_0"})
+    tokenizer = AutoTokenizer.from_pretrained("midshipman")
+    checkpoint = open_without_tokenizer(tmp_path / "x.gguf", tokenizer)
+    to_safetensors(checkpoint, tmp_path / "folder", "F32")
+    found = load_file(tmp_path / "folder" / "model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert np.array_equal(found[name].numpy(), values), name
+
+
+def open_without_tokenizer(path: Path, tokenizer: Any) -> Any:
+    from quarterdeck.locate import HubOptions
+    from quarterdeck.weights.convert import Checkpoint
+    from quarterdeck.weights.sources import resolve_source
+
+    return Checkpoint(
+        CohereConfig.from_pretrained(path), tokenizer, resolve_source(path, None, HubOptions(), path), None
+    )
+
+
+def test_nothing_is_overwritten(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.gguf").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine.txt").write_text("mine")
+    for target in ("x.gguf", "folder"):
+        assert main(["convert", str(checkpoint), str(tmp_path / target)]) == 2
+        assert "is there already; nothing is overwritten" in capsys.readouterr().err
+    opened = open_checkpoint(checkpoint)
+    with pytest.raises(InputError, match="is there already"):
+        to_gguf_file(opened, tmp_path / "x.gguf")
+    with pytest.raises(InputError, match="is there already"):
+        to_safetensors(opened, tmp_path / "folder")
+    assert (tmp_path / "x.gguf").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["out", "--to", "gguf"], "'out' does not end in .gguf"),
+        (["out.gguf", "--to", "safetensors"], "'out.gguf' ends in .gguf"),
+        (["out", "--type", "q8_0"], "--type q8_0 is for GGUF"),
+        (["out.gguf", "--type", "q6_k"], "invalid choice: 'q6_k'"),
+    ],
+)
+def test_wrong_usage(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "midshipman", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_failure_leaves_nothing_behind(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in checkpoint.glob("*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], 1.0)
+    tensors["model.embed_tokens.weight"][3, 4] = 1e6
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(InputError, match=r"model\.embed_tokens\.weight holds numbers that float16 cannot"):
+        to_gguf_file(open_checkpoint(folder), tmp_path / "x.gguf", "F16")
+    save_file(tensors | {"model.vision.weight": torch.ones(2)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointMismatchError, match=r"1 tensors have no place in a GGUF file: model\.vision\.weight"):
+        to_gguf_file(open_checkpoint(folder), tmp_path / "x.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_weights_that_this_package_quantized_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(checkpoint, quantization_config="int4").save_pretrained(tmp_path / "four")
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path / "four")
+    with pytest.raises(InputError, match="quantized by 'quarterdeck': convert the checkpoint that it was made from"):
+        open_checkpoint(tmp_path / "four")
+
+
+# -- llama.cpp ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def llama_cpp() -> Any:
+    return pytest.importorskip("llama_cpp", reason="llama-cpp-python, the program that these files are for")
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0"])
+def test_llama_cpp_reads_what_is_written(llama_cpp: Any, tmp_path: Path, kind: str) -> None:
+    path = made("midshipman", tmp_path / "x.gguf", kind)
+    theirs = llama_cpp.Llama(str(path), n_ctx=512, logits_all=True, verbose=False, n_threads=1)
+    ours = AutoModelForCausalLM.from_pretrained(path, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt).input_ids
+        assert theirs.tokenize(prompt.encode(), add_bos=True, special=True) == ids
+        theirs.reset()
+        theirs.eval(ids)
+        with torch.no_grad():
+            expected = ours(torch.tensor([ids])).logits[0]
+        found = torch.from_numpy(np.array(theirs.scores[: len(ids)]))
+        error = (found - expected).abs().max() / expected.abs().max()
+        # llama.cpp rounds activations to 8 bits in blocks of 32, the kernels here by rows
+        assert error < {"F32": 1e-4, "F16": 5e-3, "Q8_0": 5e-2, "Q4_0": 1e-1}[kind]
+    theirs.close()
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16"])
+def test_llama_cpp_writes_the_same_tokens(llama_cpp: Any, tmp_path: Path, kind: str) -> None:
+    path = made("midshipman", tmp_path / "x.gguf", kind)
+    theirs = llama_cpp.Llama(str(path), n_ctx=512, verbose=False, n_threads=1)
+    ours, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    ids = tokenizer(PROMPTS[0], return_tensors="pt").input_ids
+    expected = ours.generate(ids, max_new_tokens=40, do_sample=False)[0, ids.shape[1] :].tolist()
+    found = []
+    for token in theirs.generate(ids[0].tolist(), temp=0.0, top_k=1, repeat_penalty=1.0):
+        found.append(token)
+        if len(found) == len(expected):
+            break
+    assert found == expected
+    theirs.close()
