@@ -285,6 +285,9 @@ def test_what_does_not_fit_is_refused() -> None:
         int8.quantize(torch.zeros(0, 4))
     with pytest.raises(InputError, match="int64 or int32"):
         int8.embedding(torch.tensor([1.0]), packed)
+    for wrong in (-1, 17):
+        with pytest.raises(InputError, match="rows 0 to 15"):
+            int4.embedding(torch.tensor([3, wrong]), packed_int4(16, 64, symmetric=True))
     with pytest.raises(InputError, match="same type"):
         dense.linear(torch.randn(1, 4).half(), torch.randn(4, 4))
 

@@ -44,6 +44,11 @@ def check_linear(x: Tensor, data: Tensor, rows: int, columns: int, bias: Tensor 
 
 
 def check_ids(ids: Tensor, rows: int) -> None:
-    """InputError unless ``ids`` are int64 or int32; IndexError from indexing names an id that is out of range."""
+    """InputError unless ``ids`` are int64 or int32 and, where looking costs nothing, rows that there are."""
     if ids.dtype not in (torch.int64, torch.int32):
         raise InputError(f"ids are {ids.dtype}; rows of a weight of {rows} rows are chosen by int64 or int32")
+    if ids.device.type != "cpu" or not ids.numel():
+        return  # another device would have to be waited for
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= rows:
+        raise InputError(f"ids reach from {low} to {high}; the weight has rows 0 to {rows - 1}")
