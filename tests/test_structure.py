@@ -14,8 +14,8 @@ PACKAGE = Path(quarterdeck.__file__).parent
 # from the ground up: a room may import itself and the rooms before it
 ROOMS = (
     "_version errors activations gguf hub locate rope config_checks config_files config tokenization tokenizer chat "
-    "kernels attention cache outputs loss model_inputs quantization parallel weights generation model_base pretrained "
-    "model auto pipelines llm engine training visualize server cli __init__ __main__"
+    "kernels attention cache outputs loss model_inputs quantization parallel weights generation memory model_base "
+    "pretrained model auto pipelines llm engine training visualize server cli __init__ __main__"
 ).split()
 
 
@@ -24,7 +24,7 @@ __version__ Agent AttentionMaskVisualizer AttentionView AutoConfig AutoModel
 AutoModelForCausalLM AutoTokenizer BatchEncoding BitsAndBytesConfig Cache
 ChatResponse Citation CohereConfig CohereForCausalLM CohereModel CohereTokenizer CohereTokenizerFast
 Document DynamicCache GenerationConfig GrammarLogitsProcessor LLM LogitsProcessor LogitsProcessorList Message pipeline
-CompileConfig OffloadedCache QuantizedCache QuantizationConfig QuarterdeckError SamplingParams StaticCache
+MemoryPlan plan_memory CompileConfig OffloadedCache QuantizedCache QuantizationConfig QuarterdeckError SamplingParams StaticCache
 StoppingCriteria StoppingCriteriaList TextIteratorStreamer TextStreamer Tool ToolCall WatermarkingConfig
 """
 

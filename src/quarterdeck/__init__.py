@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from quarterdeck.generation.streamers import TextIteratorStreamer, TextStreamer
     from quarterdeck.generation.watermark_config import WatermarkingConfig
     from quarterdeck.llm import LLM
+    from quarterdeck.memory.plan import MemoryPlan, plan_memory
     from quarterdeck.model import CohereForCausalLM, CohereModel
     from quarterdeck.pipelines import pipeline
     from quarterdeck.quantization.bnb_config import BitsAndBytesConfig
@@ -60,6 +61,7 @@ __all__ = [
     "GrammarLogitsProcessor",
     "LogitsProcessor",
     "LogitsProcessorList",
+    "MemoryPlan",
     "Message",
     "OffloadedCache",
     "QuantizationConfig",
@@ -76,6 +78,7 @@ __all__ = [
     "WatermarkingConfig",
     "__version__",
     "pipeline",
+    "plan_memory",
 ]
 
 _HOMES = {
@@ -104,6 +107,7 @@ _HOMES = {
     "LLM": "llm",
     "LogitsProcessor": "generation.processors",
     "LogitsProcessorList": "generation.processors",
+    "MemoryPlan": "memory.plan",
     "Message": "chat.messages",
     "OffloadedCache": "cache",
     "QuantizationConfig": "quantization.config",
@@ -118,6 +122,7 @@ _HOMES = {
     "ToolCall": "chat.messages",
     "WatermarkingConfig": "generation.watermark_config",
     "pipeline": "pipelines",
+    "plan_memory": "memory.plan",
 }
 
 

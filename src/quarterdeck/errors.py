@@ -12,6 +12,7 @@
     │   ├── CheckpointCorruptError           truncated, or not what its name says
     │   ├── CheckpointUnsafeError            a format that can run code when it is read (pickle)
     │   └── CheckpointMismatchError          keys or shapes do not fit the model
+    ├── NotEnoughMemoryError (MemoryError)    a model that does not fit, found before it is loaded
     └── MissingPackageError (ImportError)    an optional package is not installed
 
 Each also derives from the builtin that a caller would think of first, so ``except ValueError`` keeps working.
@@ -70,6 +71,10 @@ class CheckpointUnsafeError(CheckpointError):
 
 class CheckpointMismatchError(CheckpointError):
     """Weights and model do not fit: keys are missing or unexpected, or shapes differ."""
+
+
+class NotEnoughMemoryError(QuarterdeckError, MemoryError):
+    """A model does not fit into the memory of a device, as is known before it is loaded."""
 
 
 class MissingPackageError(QuarterdeckError, ImportError):

@@ -87,6 +87,7 @@ class LLM:
         attn_implementation: ``"sdpa"`` (default), ``"eager"``, ``"flash_attention_2"`` or ``"flex_attention"``.
         quantization: ``"int8"``, ``"int4"``, a `QuantizationConfig` or a `BitsAndBytesConfig`: weights in fewer bits,
             quantized while they are read. A checkpoint that is quantized says so itself.
+        check_memory: refuse before anything is read what cannot fit.
         revision, token: version on the hub, and the right to read it.
 
     Raises:
@@ -106,6 +107,7 @@ class LLM:
         offload_folder: str | os.PathLike[str] | None = None,
         attn_implementation: str | None = None,
         quantization: AnyQuantization = None,
+        check_memory: bool = True,
         revision: str | None = None,
         token: str | bool | None = None,
     ) -> None:
@@ -130,6 +132,7 @@ class LLM:
                 offload_folder=offload_folder,
                 attn_implementation=attn_implementation,
                 quantization_config=quantization,
+                check_memory=check_memory,
                 revision=revision,
                 token=token,
             )

@@ -21,9 +21,9 @@ from quarterdeck.config_files import no_config
 from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.generation.config import FILE_NAME as GENERATION_CONFIG
 from quarterdeck.generation.config import GenerationConfig
-from quarterdeck.gguf.container import GGUFFile
 from quarterdeck.gguf.metadata import generation_values
 from quarterdeck.locate import HubOptions, gguf_path
+from quarterdeck.memory.loading import check_load
 from quarterdeck.model_base import ModelBase
 from quarterdeck.quantization.bnb import check_planned
 from quarterdeck.quantization.bnb_config import BitsAndBytesConfig
@@ -37,6 +37,7 @@ from quarterdeck.quantization.loading import prepare
 from quarterdeck.quantization.model_side import parts_of
 from quarterdeck.quantization.surgery import write_quantization
 from quarterdeck.weights.foreign import arranged, is_foreign
+from quarterdeck.weights.gguf import GGUFTensors
 from quarterdeck.weights.load import LoadReport, Naming, WeightReceiver, load_weights
 from quarterdeck.weights.offload import OffloadedWeights, OffloadingReceiver, dispatch, offload_weights
 from quarterdeck.weights.options import check_load_options, weights_dtype
@@ -114,6 +115,7 @@ class PreTrainedModel(ModelBase):
         local_files_only: bool = False,
         force_download: bool = False,
         gguf_file: str | None = None,
+        check_memory: bool = True,
         **options: Any,
     ) -> Self | tuple[Self, dict[str, Any]]:
         """A model with the weights of a checkpoint, in evaluation mode.
@@ -154,6 +156,7 @@ class PreTrainedModel(ModelBase):
             local_files_only: use only files downloaded before.
             force_download: download again.
             gguf_file: name of a GGUF file in the folder or hub repository, to load instead.
+            check_memory: refuse before anything is read what cannot fit; see `quarterdeck.memory`.
             options: fields of the configuration to override by name; ``load_in_4bit`` and ``load_in_8bit`` with fields
                 of `BitsAndBytesConfig`, the older way to give one. Of transformers' other options
                 ``low_cpu_mem_usage``, ``use_safetensors`` and ``trust_remote_code`` are accepted where they ask
@@ -164,6 +167,7 @@ class PreTrainedModel(ModelBase):
             CheckpointCorruptError: a file is truncated or damaged.
             CheckpointUnsafeError: the weights are only there as pickle files.
             CheckpointMismatchError: weights and model do not fit.
+            NotEnoughMemoryError: a device has less memory available than loading takes there.
             UnsupportedOptionError: an option that is not here, or no field of the configuration.
             InputError: a device that there is not, or a ``device_map`` that does not fit the model.
         """
@@ -195,6 +199,8 @@ class PreTrainedModel(ModelBase):
         )
         if isinstance(quantization, BitsAndBytesConfig):
             check_planned(quantization, model, placement.where)
+        if check_memory:
+            check_load(model, source, placement, quantization)
         report = model._load(
             source,
             placement,
@@ -204,7 +210,7 @@ class PreTrainedModel(ModelBase):
             ignore_mismatched_sizes=ignore_mismatched_sizes,
         )
         if name is not None:
-            model._read_generation_config(name, hub, gguf)
+            model._read_generation_config(name, hub, source)
         model.eval()
         return (model, report.as_dict()) if output_loading_info else model
 
@@ -315,11 +321,11 @@ class PreTrainedModel(ModelBase):
     def _naming(self) -> Naming:
         return Naming(prefix=f"{self.base_model_prefix}.", head=parts_of(self._head_weights), tied=self.tied_weights())
 
-    def _read_generation_config(self, name: PathLike, hub: HubOptions, gguf: Path | None) -> None:
+    def _read_generation_config(self, name: PathLike, hub: HubOptions, source: TensorSource) -> None:
         if not self.can_generate():
             return
-        if gguf is not None:
-            if (values := generation_values(GGUFFile(gguf))) is not None:
+        if isinstance(source, GGUFTensors):
+            if (values := generation_values(source.header)) is not None:
                 self.generation_config = GenerationConfig.from_dict(values)
             return
         path = hub.resolve_file(name, GENERATION_CONFIG, required=False)
