@@ -78,7 +78,7 @@ def test_a_file_cut_off_anywhere_says_so(tiny_file: Path, tmp_path: Path) -> Non
     last = max(entry.offset + entry.nbytes for entry in GGUFFile(tiny_file).tensors.values())
     for length in (0, 3, 20, 30, begin // 3, begin // 2, begin - 40, begin + 5, last - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(CheckpointCorruptError, match="truncated|no GGUF file"):
+        with pytest.raises(CheckpointCorruptError, match=r"truncated|no GGUF file"):
             GGUFFile(path)
 
 
@@ -231,7 +231,7 @@ def test_a_file_that_is_not_there_or_named_wrongly(tiny_file: Path, checkpoint: 
     with pytest.raises(CheckpointNotFoundError, match=r"there is no x\.gguf in"):
         AutoTokenizer.from_pretrained(checkpoint, gguf_file="x.gguf")
     for name, wrong in ((tiny_file, tiny_file.name), (checkpoint, "model.bin"), (checkpoint, "")):
-        with pytest.raises(InputError, match="must be the name of a file NAME.gguf inside a folder"):
+        with pytest.raises(InputError, match=r"must be the name of a file NAME\.gguf inside a folder"):
             AutoModelForCausalLM.from_pretrained(name, gguf_file=wrong)
 
 

@@ -1,4 +1,4 @@
-"""Models from GGUF files: the numbers are those that the `gguf` package reads, in 4 bits where the kernels take them."""
+"""Models from GGUF files: their numbers are those that the `gguf` package reads, and ``Q4_0`` runs in its 4 bits."""
 
 from __future__ import annotations
 

@@ -19,9 +19,7 @@ from quarterdeck.chat.prompts.parts import control_tokens
 from quarterdeck.config import AttentionChoice, CohereConfig
 from quarterdeck.config_files import no_config, read_json
 from quarterdeck.errors import ConfigError, InputError, TokenizerError, UnsupportedOptionError
-from quarterdeck.gguf.container import GGUFFile
 from quarterdeck.gguf.metadata import MODEL_TYPE as GGUF_MODEL_TYPE
-from quarterdeck.gguf.metadata import check_architecture
 from quarterdeck.locate import HubOptions, gguf_path
 from quarterdeck.model import CohereForCausalLM, CohereModel
 from quarterdeck.pretrained import PreTrainedModel
@@ -206,10 +204,8 @@ def _class_of_source(name: Name | None, options: Mapping[str, Any]) -> type[Cohe
 
 
 def _config_class(name: Name, options: Mapping[str, Any]) -> type[CohereConfig]:
-    gguf = gguf_path(name, options.get("gguf_file"), _hub_options(options))
-    if gguf is not None:
-        check_architecture(GGUFFile(gguf))
-        return _CONFIGS[GGUF_MODEL_TYPE]
+    if gguf_path(name, options.get("gguf_file"), _hub_options(options)) is not None:
+        return _CONFIGS[GGUF_MODEL_TYPE]  # another architecture is refused by whoever reads the file
     path = _hub_options(options).resolve_file(name, "config.json")
     model_type = read_json(path).get("model_type")
     if model_type is None:

@@ -29,9 +29,7 @@ def add_parser(commands: Commands) -> None:
         "source", metavar="SOURCE", help=f"a folder, an id on the Hugging Face hub, {EMBEDDED_MODEL}, or a GGUF file"
     )
     parser.add_argument("target", metavar="TARGET", type=Path, help="file or folder to write, which must not be there")
-    parser.add_argument(
-        "--to", choices=("gguf", "safetensors"), help="what to write, checked against TARGET"
-    )
+    parser.add_argument("--to", choices=("gguf", "safetensors"), help="what to write, checked against TARGET")
     parser.add_argument(
         "--type",
         choices=_GGUF_TYPES,

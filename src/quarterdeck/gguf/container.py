@@ -138,6 +138,18 @@ class _Reader:
         """A text."""
         return self._bytes(self.take("Q")).decode("utf-8")
 
+    def texts(self, count: int) -> list[str]:
+        """Many texts; a vocabulary has half a million."""
+        data, position, found = self._data, self.position, []
+        for _ in range(count):
+            begin = position + 8
+            position = begin + int.from_bytes(data[position:begin], "little")
+            if position > len(data):
+                raise ValueError("a text is announced that is longer than the file")
+            found.append(data[begin:position].decode("utf-8"))
+        self.position = position
+        return found
+
     def numbers(self, kind: int, count: int) -> list[Any]:
         """Numbers of one type."""
         dtype = np.dtype(_SCALARS[kind])
@@ -154,7 +166,7 @@ class _Reader:
             raise ValueError(f"there is no type {kind}")
         inner, count = self.take("I"), self.take("Q")
         if inner == _TEXT:
-            return [self.text() for _ in range(count)]
+            return self.texts(count)
         if inner not in _SCALARS:
             raise ValueError(f"an array of type {inner} is not read")
         return self.numbers(inner, count)

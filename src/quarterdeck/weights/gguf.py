@@ -52,6 +52,11 @@ class GGUFTensors:
         self._names = [name for name in self._entries if name not in whole] + list(self._parts)
 
     @property
+    def header(self) -> GGUFFile:
+        """The file that has the metadata."""
+        return self._files[0]
+
+    @property
     def matrices(self) -> dict[str, str]:
         """The type of each weight that could be quantized, by the name of its module."""
         return {
