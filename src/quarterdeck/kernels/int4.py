@@ -19,6 +19,7 @@ from quarterdeck.errors import InputError
 from quarterdeck.kernels.checks import check_ids, check_linear, check_matrix
 from quarterdeck.kernels.native import level_for, packed_product
 from quarterdeck.kernels.rows import BLOCK_ROWS, pack_blocks, padded_columns, quantize_rows, unpack_blocks
+from quarterdeck.kernels.weight_only import weight_only_linear
 
 SYMMETRIC_GROUP = 32
 ASYMMETRIC_GROUP = 64
@@ -103,12 +104,16 @@ def linear_reference(x: Tensor, packed: Int4Weight, bias: Tensor | None = None) 
 def linear(x: Tensor, packed: Int4Weight, bias: Tensor | None = None, *, level: str | None = None) -> Tensor:
     """``x`` ``[..., K]`` times the weight, plus ``bias`` ``[N]``: ``[..., N]`` in ``x``'s type (float32, bf16, fp16).
 
-    A row of ``x`` with an infinity or a NaN gives a row of NaN. ``level`` forces an instruction set of
+    On other devices than the CPU activations are not rounded to 8 bits (:mod:`quarterdeck.kernels.weight_only`). A row
+    of ``x`` with an infinity or a NaN gives a row of NaN. ``level`` forces an instruction set of
     :data:`quarterdeck.kernels.native.LEVELS`, or ``"reference"``.
 
     Raises InputError where shapes, types or devices do not fit together.
     """
     check_linear(x, packed.data, packed.rows, packed.columns, bias)
+    if x.device.type != "cpu" and level is None:
+        parts = (packed.data, packed.scale, packed.minimum)
+        return weight_only_linear(x, parts, bias, kind="int4", rows=packed.rows, dequantize=lambda: dequantize(packed))
     number = level_for(x, level)
     if number is None:
         return linear_reference(x, packed, bias)

@@ -15,6 +15,7 @@ from torch import Tensor
 from quarterdeck.kernels.checks import check_ids, check_linear, check_matrix
 from quarterdeck.kernels.native import level_for, packed_product
 from quarterdeck.kernels.rows import pack_blocks, quantize_rows, unpack_blocks
+from quarterdeck.kernels.weight_only import weight_only_linear
 
 
 class Int8Weight(NamedTuple):
@@ -70,12 +71,16 @@ def linear_reference(x: Tensor, packed: Int8Weight, bias: Tensor | None = None) 
 def linear(x: Tensor, packed: Int8Weight, bias: Tensor | None = None, *, level: str | None = None) -> Tensor:
     """``x`` ``[..., K]`` times the weight, plus ``bias`` ``[N]``: ``[..., N]`` in ``x``'s type (float32, bf16, fp16).
 
-    A row of ``x`` with an infinity or a NaN gives a row of NaN. ``level`` forces an instruction set of
+    On other devices than the CPU activations are not rounded to 8 bits (:mod:`quarterdeck.kernels.weight_only`). A row
+    of ``x`` with an infinity or a NaN gives a row of NaN. ``level`` forces an instruction set of
     :data:`quarterdeck.kernels.native.LEVELS`, or ``"reference"``.
 
     Raises InputError where shapes, types or devices do not fit together.
     """
     check_linear(x, packed.data, packed.rows, packed.columns, bias)
+    if x.device.type != "cpu" and level is None:
+        parts = (packed.data, packed.scale, None)
+        return weight_only_linear(x, parts, bias, kind="int8", rows=packed.rows, dequantize=lambda: dequantize(packed))
     number = level_for(x, level)
     if number is None:
         return linear_reference(x, packed, bias)
