@@ -24,7 +24,8 @@ __version__ Agent AttentionMaskVisualizer AttentionView AutoConfig AutoModel
 AutoModelForCausalLM AutoTokenizer BatchEncoding BitsAndBytesConfig Cache
 ChatResponse Citation CohereConfig CohereForCausalLM CohereModel CohereTokenizer CohereTokenizerFast
 Document DynamicCache GenerationConfig GrammarLogitsProcessor LLM LogitsProcessor LogitsProcessorList Message pipeline
-MemoryPlan plan_memory CompileConfig OffloadedCache QuantizedCache QuantizationConfig QuarterdeckError SamplingParams StaticCache
+MemoryPlan plan_memory CompileConfig
+OffloadedCache QuantizedCache QuantizationConfig QuarterdeckError SamplingParams StaticCache
 StoppingCriteria StoppingCriteriaList TextIteratorStreamer TextStreamer Tool ToolCall WatermarkingConfig
 """
 
