@@ -76,7 +76,8 @@ class LLM:
     prompt is kept (`forget` frees it), so that a prompt that begins as it did is not read again from the start.
 
     Args:
-        model: a folder, a hub id or ``"midshipman"``, the embedded model; that one if None. Or a loaded model.
+        model: a folder, a hub id, a GGUF file or ``"midshipman"``, the embedded model; that one if None. Or a loaded
+            model.
         tokenizer: a tokenizer or where to read one; needed with a loaded model, else the model's own.
         dtype: type of the weights; ``"auto"`` is the checkpoint's.
         device: where to run: ``"cuda:1"``, ``torch.device(...)`` or a number. Default: the first accelerator, else
@@ -89,6 +90,7 @@ class LLM:
             quantized while they are read. A checkpoint that is quantized says so itself.
         check_memory: refuse before anything is read what cannot fit.
         revision, token: version on the hub, and the right to read it.
+        gguf_file: name of a GGUF file in the folder or hub repository ``model``, to load instead.
 
     Raises:
         InputError: arguments that cannot be right together.
@@ -110,6 +112,7 @@ class LLM:
         check_memory: bool = True,
         revision: str | None = None,
         token: str | bool | None = None,
+        gguf_file: str | None = None,
     ) -> None:
         if isinstance(model, CohereForCausalLM):
             _refuse_loading(
@@ -121,6 +124,7 @@ class LLM:
                 attn_implementation=attn_implementation,
                 quantization=quantization,
                 revision=revision,
+                gguf_file=gguf_file,
             )
             self.model = model
         else:
@@ -135,8 +139,10 @@ class LLM:
                 check_memory=check_memory,
                 revision=revision,
                 token=token,
+                gguf_file=gguf_file,
             )
-        self.tokenizer = _tokenizer(model, tokenizer, revision=revision, token=token)
+        beside = gguf_file if tokenizer is None else None  # a tokenizer of another place is not in that file
+        self.tokenizer = _tokenizer(model, tokenizer, revision=revision, token=token, gguf_file=beside)
         own = self.model.generation_config or GenerationConfig.from_model_config(self.model.config)
         self._ends = answer_ends(own, self.tokenizer, self.model.config.vocab_size)
         self._hidden = hidden_tokens(self.tokenizer)

@@ -36,7 +36,7 @@ from quarterdeck.quantization.choose import (
 from quarterdeck.quantization.loading import prepare
 from quarterdeck.quantization.model_side import parts_of
 from quarterdeck.quantization.surgery import write_quantization
-from quarterdeck.weights.foreign import arranged, is_foreign
+from quarterdeck.weights.foreign import arranged
 from quarterdeck.weights.gguf import GGUFTensors
 from quarterdeck.weights.load import LoadReport, Naming, WeightReceiver, load_weights
 from quarterdeck.weights.offload import OffloadedWeights, OffloadingReceiver, dispatch, offload_weights
@@ -187,7 +187,8 @@ class PreTrainedModel(ModelBase):
         config = cls._resolve_config((gguf or name) if config is None else config, hub, overrides)
         if attn_implementation is not None:
             config.attn_implementation = attn_implementation
-        source, quantization = cls._arranged(resolve_source(name, state_dict, hub, gguf), asked_weights, config)
+        source = resolve_source(name, state_dict, hub, gguf)
+        source, quantization = arranged(source, asked_weights, config, has_head=cls.can_generate())
         asked = weights_dtype(default_dtype(quantization, dtype, torch_dtype), torch_dtype)
         config.dtype = (config.dtype or first_floating_dtype(source)) if asked == "auto" else asked
 
@@ -231,17 +232,6 @@ class PreTrainedModel(ModelBase):
         else:
             found = copy.deepcopy(config)
         return found
-
-    @classmethod
-    def _arranged(
-        cls, source: TensorSource, asked: Quantization | None, config: CohereConfig
-    ) -> tuple[TensorSource, Quantization | None]:
-        """The tensors and how the model is to hold them; ``config`` no longer says how another tool quantized them."""
-        stored = getattr(config, "quantization_config", None)
-        if is_foreign(source, stored):
-            write_quantization(config, None)
-        head = cls.can_generate()
-        return arranged(source, asked, stored, has_head=head, has_bias=config.attention_bias)
 
     @classmethod
     def _on_meta(cls, config: CohereConfig) -> Self:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
+from quarterdeck.config import CohereConfig
 from quarterdeck.errors import CheckpointMismatchError, InputError
 from quarterdeck.kernels.int4 import ASYMMETRIC_GROUP, SYMMETRIC_GROUP
 from quarterdeck.quantization.choose import Quantization, chosen_quantization
@@ -30,7 +31,7 @@ from quarterdeck.quantization.gptq_awq import (
     unpack,
     zeros,
 )
-from quarterdeck.quantization.surgery import skipped
+from quarterdeck.quantization.surgery import skipped, write_quantization
 from quarterdeck.weights.gguf import GGUFTensors
 from quarterdeck.weights.reader import TensorSource
 
@@ -40,13 +41,8 @@ _CPU = torch.device("cpu")
 _SYMMETRIC_ZERO = 8
 
 
-def is_foreign(source: TensorSource, stored: Any) -> bool:
-    """Whether another tool quantized a checkpoint; ``stored`` is the ``quantization_config`` of its config.json."""
-    return isinstance(source, GGUFTensors) or _is_grouped(stored)
-
-
 def arranged(
-    source: TensorSource, asked: Quantization | None, stored: Any, *, has_head: bool, has_bias: bool
+    source: TensorSource, asked: Quantization | None, config: CohereConfig, *, has_head: bool
 ) -> tuple[TensorSource, Quantization | None]:
     """The tensors of a checkpoint as loading takes them, and how the model is to hold them.
 
@@ -54,25 +50,32 @@ def arranged(
         source: the tensors as they are stored.
         asked: what the caller asks for. Weights of another tool's may be quantized anew; those that are in that
             format already go over unchanged. None keeps in 4 bits what the kernels can take, and the rest in full.
-        stored: the ``quantization_config`` of config.json.
+        config: the checkpoint's; it no longer says afterwards how another tool quantized the weights.
         has_head: whether the model's names have the prefix ``model.``.
-        has_bias: whether the attention projections have a bias; GPTQ tools write one that is zero for all linears.
     """
+    stored = getattr(config, "quantization_config", None)
     if isinstance(source, GGUFTensors):
         matrices = source.matrices
         able = {name for name, kind in matrices.items() if kind == "Q4_0"}
         packed, how = _choice(able, set(matrices), asked, symmetric=True, has_head=has_head)
+        write_quantization(config, None)
         return source.with_packed(packed), how
     if not _is_grouped(stored):
         return source, chosen_quantization(asked, stored)
-    grouped = GroupedTensors(source, GroupedLayout.from_dict(stored), has_bias=has_bias)
+    grouped = GroupedTensors(source, GroupedLayout.from_dict(stored), has_bias=config.attention_bias)
     symmetric, able = grouped.packable()
     packed, how = _choice(able, grouped.matrices(), asked, symmetric=symmetric, has_head=has_head)
+    write_quantization(config, None)
     return grouped.with_packed(packed, symmetric=symmetric), how
 
 
 def in_full(source: TensorSource, stored: Any, *, has_bias: bool) -> TensorSource:
-    """The tensors of a checkpoint, all weights in full; arguments as of `arranged`.
+    """The tensors of a checkpoint, all weights in full.
+
+    Args:
+        source: the tensors as they are stored.
+        stored: the ``quantization_config`` of config.json.
+        has_bias: whether attention projections have a bias; GPTQ tools write one that is zero for all linears.
 
     Raises:
         InputError: they are quantized in a way that only loading knows.
@@ -112,8 +115,8 @@ class GroupedTensors:
         self._modules = [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]
         if not self._modules:
             raise CheckpointMismatchError(
-                f"config.json says that the weights are quantized by '{layout.method}', and there are none (X.qweight): "
-                "remove quantization_config from it if they are in full"
+                f"config.json says the weights are quantized by '{layout.method}', and there are none (X.qweight): "
+                "remove quantization_config if they are in full"
             )
         self._stored = set(stored)
         self._form = Int4Format(symmetric=symmetric)
@@ -201,7 +204,7 @@ class GroupedTensors:
         return {name for name in names if name in self._stored and not bool(self._source.once(name).any())}
 
 
-def _is_grouped(stored: Any) -> bool:
+def _is_grouped(stored: Any) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(stored, Mapping) and stored.get("quant_method") in _METHODS
 
 
