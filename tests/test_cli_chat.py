@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from quarterdeck import AutoModelForCausalLM, AutoTokenizer
 from quarterdeck.chat import answer, render
@@ -23,9 +19,7 @@ from quarterdeck.cli.answering import Answerer
 from quarterdeck.cli.conversation import Conversation
 from quarterdeck.cli.flags import SETTABLE, parse_settings
 from quarterdeck.cli.main import main
-from quarterdeck.cli.rich_terminal import RichTerminal, has_person
 from quarterdeck.cli.session import Session
-from quarterdeck.cli.session_help import HELP
 from quarterdeck.cli.terminal import PlainTerminal
 from quarterdeck.errors import InputError
 from quarterdeck.generation.prefix import PrefixCache
@@ -329,91 +323,6 @@ def test_errors_do_not_end_the_session(answerer: Answerer) -> None:
     assert conversation.messages[0]["content"] == "Hi"
 
 
-# -- terminals -------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Interrupt:
-    """Ctrl-C with so much in the line."""
-
-    typed: str
-
-
-class Written:
-    """An editor in which this is written."""
-
-    def __init__(self, *lines: str | Interrupt) -> None:
-        self._lines = iter(lines)
-        self.has_text = False
-
-    def read(self) -> str:
-        line = next(self._lines, None)
-        if isinstance(line, Interrupt):
-            self.has_text = bool(line.typed)
-            raise KeyboardInterrupt
-        if line is None:
-            raise EOFError
-        return line
-
-
-def console(output: io.StringIO) -> Console:
-    return Console(file=output, force_terminal=True, color_system="truecolor", highlight=False, width=20)
-
-
-def test_a_person_sees_prompts_and_colours(answerer: Answerer) -> None:
-    output = io.StringIO()
-    Session(Conversation(answerer), RichTerminal(console(output), Written(QUESTIONS[0], "!bogus"))).run()
-    shown = output.getvalue()
-    assert "model> " in shown
-    assert "\x1b[31mthere is no command !bogus" in shown
-
-
-def test_what_a_model_writes_cannot_steer_the_terminal() -> None:
-    output = io.StringIO()
-    terminal = RichTerminal(console(output))
-    terminal.write("[red]a[/red]\x1b]0;title\x07\x9b31m\x08b\tc\nd é\u200d🐧")
-    assert output.getvalue() == "[red]a[/red]]0;title31mb        c\nd é\u200d🐧"
-    output.truncate(0)
-    terminal.end_answer(stopped=True)
-    assert "[stopped]" in output.getvalue()
-
-
-def test_a_plain_terminal_cleans_what_goes_to_a_person_only() -> None:
-    class Screen(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    for kind, expected in ((Screen, "a]0;b\tc\n"), (io.StringIO, "a\x1b]0;\x07b\tc\n")):
-        output = kind()
-        PlainTerminal(io.StringIO(), output, io.StringIO()).write("a\x1b]0;\x07b\tc\n")
-        assert output.getvalue() == expected
-
-
-def test_an_interrupt_clears_the_line_before_it_ends_the_session() -> None:
-    """Ctrl-C after half a line, a whole line, and twice at an empty one."""
-    half, empty = Interrupt("half a li"), Interrupt("")
-    terminal = RichTerminal(console(io.StringIO()), Written(half, empty, "whole", empty, half, empty, empty))
-    assert terminal.read() == "whole"
-    with pytest.raises(KeyboardInterrupt):
-        terminal.read()
-    assert "At the prompt it clears the line" in HELP
-
-
-def test_a_plain_terminal_unless_a_person_sits_at_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Screen(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    def is_person(stdin: io.StringIO, stdout: io.StringIO) -> bool:
-        monkeypatch.setattr(sys, "stdin", stdin)
-        monkeypatch.setattr(sys, "stdout", stdout)
-        return has_person()
-
-    assert is_person(Screen(), Screen())
-    assert not is_person(io.StringIO(), Screen())
-    assert not is_person(Screen(), io.StringIO())
-
-
 # -- the command -----------------------------------------------------------------------------------------
 
 
@@ -463,23 +372,3 @@ def test_a_model_without_template_answers_as_with_it(
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
     assert main(["chat", str(checkpoint_without_template), "--max-tokens", "8", "--temperature", "0"]) == 0
     assert capsys.readouterr() == (expected, "")
-
-
-@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
-def test_the_program_at_a_terminal(checkpoint: Path) -> None:
-    person, screen = os.openpty()
-    line = [sys.executable, "-m", "quarterdeck", "chat", str(checkpoint), "--max-tokens", "5"]
-    environment = os.environ | {"TERM": "xterm-256color"}
-    with subprocess.Popen(line, stdin=screen, stdout=screen, stderr=screen, env=environment) as process:
-        os.close(screen)
-        os.write(person, b"Hi\n!exit\n")
-        shown = b""
-        try:
-            while piece := os.read(person, 4096):
-                shown += piece
-        except OSError:  # Linux says that a terminal is gone in this way
-            pass
-    os.close(person)
-    assert process.returncode == 0, shown.decode()
-    for text in ("!help lists the commands", "you> ", "model> "):
-        assert text in shown.decode()

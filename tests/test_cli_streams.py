@@ -6,15 +6,23 @@ import io
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from quarterdeck import AutoModelForCausalLM, AutoTokenizer
 from quarterdeck import __main__ as program
 from quarterdeck.cli.answering import Answerer
+from quarterdeck.cli.conversation import Conversation
 from quarterdeck.cli.main import main
+from quarterdeck.cli.rich_terminal import RichTerminal, has_person
+from quarterdeck.cli.session import Session
+from quarterdeck.cli.session_help import HELP
+from quarterdeck.cli.terminal import PlainTerminal
 
 pytest_plugins = ["checkpoint_fixtures"]
 
@@ -88,3 +96,83 @@ def test_a_device_that_does_not_exist_is_one_short_message(
     errors = capsys.readouterr().err
     assert errors.startswith("quarterdeck: there is no kind of device 'foo': give 'cpu'")
     assert len(errors) < 120
+
+
+# -- terminals -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Interrupt:
+    """Ctrl-C with so much in the line."""
+
+    typed: str
+
+
+class Typist:
+    """An editor in which this is written."""
+
+    def __init__(self, *lines: str | Interrupt) -> None:
+        self._lines = iter(lines)
+        self.has_text = False
+
+    def read(self) -> str:
+        line = next(self._lines, None)
+        if isinstance(line, Interrupt):
+            self.has_text = bool(line.typed)
+            raise KeyboardInterrupt
+        if line is None:
+            raise EOFError
+        return line
+
+
+def console(output: io.StringIO) -> Console:
+    return Console(file=output, force_terminal=True, color_system="truecolor", highlight=False, width=20)
+
+
+def test_a_person_sees_prompts_and_colours(checkpoint: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    model.generation_config.update(max_new_tokens=12)
+    answerer = Answerer(model, AutoTokenizer.from_pretrained(checkpoint), model.generation_config)
+    output = io.StringIO()
+    Session(Conversation(answerer), RichTerminal(console(output), Typist("Where do penguins live?", "!bogus"))).run()
+    shown = output.getvalue()
+    assert "model> " in shown
+    assert "\x1b[31mthere is no command !bogus" in shown
+
+
+def test_what_a_model_writes_cannot_steer_the_terminal() -> None:
+    output = io.StringIO()
+    terminal = RichTerminal(console(output))
+    terminal.write("[red]a[/red]\x1b]0;title\x07\x9b31m\x08b\tc\nd é\u200d🐧")
+    assert output.getvalue() == "[red]a[/red]]0;title31mb        c\nd é\u200d🐧"
+    output.truncate(0)
+    terminal.end_answer(stopped=True)
+    assert "[stopped]" in output.getvalue()
+
+
+def test_a_plain_terminal_cleans_what_goes_to_a_person_only() -> None:
+    for kind, expected in ((Screen, "a]0;b\tc\n"), (io.StringIO, "a\x1b]0;\x07b\tc\n")):
+        output = kind()
+        PlainTerminal(io.StringIO(), output, io.StringIO()).write("a\x1b]0;\x07b\tc\n")
+        assert output.getvalue() == expected
+
+
+def test_an_interrupt_clears_the_line_before_it_ends_the_session() -> None:
+    """Ctrl-C after half a line, a whole line, and twice at an empty one."""
+    half, empty = Interrupt("half a li"), Interrupt("")
+    terminal = RichTerminal(console(io.StringIO()), Typist(half, empty, "whole", empty, half, empty, empty))
+    assert terminal.read() == "whole"
+    with pytest.raises(KeyboardInterrupt):
+        terminal.read()
+    assert "At the prompt it clears the line" in HELP
+
+
+def test_a_plain_terminal_unless_a_person_sits_at_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_person(stdin: io.StringIO, stdout: io.StringIO) -> bool:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr(sys, "stdout", stdout)
+        return has_person()
+
+    assert is_person(Screen(), Screen())
+    assert not is_person(io.StringIO(), Screen())
+    assert not is_person(Screen(), io.StringIO())

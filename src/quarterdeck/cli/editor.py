@@ -11,6 +11,8 @@ from pathlib import Path
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
+from prompt_toolkit.enums import DEFAULT_BUFFER
+from prompt_toolkit.filters import has_focus
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input import Input
@@ -85,8 +87,9 @@ class Editor:
 def _keys() -> KeyBindings:
     """Enter sends unless a backslash stands before it; Alt-Enter makes a line."""
     keys = KeyBindings()
+    is_writing = has_focus(DEFAULT_BUFFER)  # and not in a search, where Enter ends the search
 
-    @keys.add("enter")
+    @keys.add("enter", filter=is_writing)
     def send(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if buffer.document.char_before_cursor == "\\" and buffer.document.is_cursor_at_the_end_of_line:
@@ -95,7 +98,7 @@ def _keys() -> KeyBindings:
         else:
             buffer.validate_and_handle()
 
-    @keys.add("escape", "enter")
+    @keys.add("escape", "enter", filter=is_writing)
     def break_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
