@@ -41,7 +41,6 @@ def weight_only_linear(
     """
     if not triton.usable(x):
         return weight_only_reference(x, dequantize(), bias)
-    from quarterdeck.kernels.triton.ops import packed_product  # Triton is there
+    from quarterdeck.kernels.triton.products import Packed, any_product  # Triton is there
 
-    product: Tensor = packed_product(x, *parts, bias, kind, rows)
-    return product
+    return any_product(x, Packed(*parts, kind, rows, x.shape[-1]), bias)

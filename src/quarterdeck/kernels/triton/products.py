@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn import functional
 
 from quarterdeck.kernels.triton import is_interpreted
 from quarterdeck.kernels.triton.numerics import dot, rounded
@@ -257,6 +257,18 @@ class Packed:
         }
 
 
+def any_product(x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
+    """``x`` ``[..., K]`` times the weight, plus ``bias`` ``[N]``: ``[..., N]`` in the type of ``x``.
+
+    For any number of rows: many, and more than one in float32, are a product with the weight unpacked for its time.
+    """
+    flat = x.reshape(-1, packed.columns)
+    count = flat.shape[0]
+    if count == 1 or (1 < count <= MOST_ROWS and x.dtype != torch.float32):
+        return product(flat, packed, bias).view(*x.shape[:-1], packed.rows)
+    return functional.linear(x, unpacked(packed, x.dtype), None if bias is None else bias.to(x.dtype))
+
+
 def product(x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
     """``x`` ``[M, K]`` times the weight, plus ``bias`` ``[N]``: ``[M, N]`` in the type of ``x``.
 
@@ -301,7 +313,7 @@ def unpacked(packed: Packed, dtype: torch.dtype) -> Tensor:
 
 def _by_number(x: Tensor, per_word: int, w: int) -> Tensor:
     """``[M, K]`` to ``[C, M, W]``, zero beyond ``K``."""
-    padded = pad(x, (0, w * per_word - x.shape[1]))
+    padded = functional.pad(x, (0, w * per_word - x.shape[1]))
     return padded.view(x.shape[0], w, per_word).permute(2, 0, 1).contiguous()
 
 
