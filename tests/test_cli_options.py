@@ -258,10 +258,10 @@ def test_examples_are_asked_with_the_system_message(talk: Any, tmp_path: Path, n
     (tmp_path / name).write_text(text)
     line = ["--examples_path", str(tmp_path / name), "--system", "Be brief.", "--max-tokens", "3"]
     shown, errors = talk(f"!example\n!example none\n!example tides\n!save {tmp_path}/a.json\n", *line)
-    assert "tides: Two?\nknots: How?\n" in shown
+    assert "tides: Why two?\nknots: How?\n" in shown
     assert "'none'; there are tides, knots" in errors
     said = json.loads((tmp_path / "a.json").read_text())
-    assert [message["content"] for message in said[:2]] == ["Be brief.", "Two?"]
+    assert [message["content"] for message in said[:2]] == ["Be brief.", "Why two?"]
 
 
 @pytest.mark.parametrize(("name", "text"), [("e.yaml", "a: ["), ("e.json", "["), ("e.yaml", "- a"), ("e.yaml", "a: 3")])

@@ -61,7 +61,7 @@ class RichTerminal:
     def begin_answer(self) -> None:
         """Who speaks. Until the answer ends, keys are not shown."""
         self._keyboard.hide()
-        self._print(f"{self._speaker}>", "bold blue", end="\n" if self._markdown else " ")
+        self._print(f"{self._speaker}>{'' if self._markdown else ' '}", "bold blue", end="\n" if self._markdown else "")
 
     def write(self, piece: str) -> None:
         """The piece: what would steer the terminal in it has no effect."""
