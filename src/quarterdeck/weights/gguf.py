@@ -19,6 +19,7 @@ from quarterdeck.gguf.container import GGUFFile, TensorEntry
 from quarterdeck.gguf.metadata import check_architecture
 from quarterdeck.gguf.names import from_gguf
 from quarterdeck.kernels.int4 import pack
+from quarterdeck.kernels.rows import BLOCK_ROWS
 from quarterdeck.locate import part_names
 from quarterdeck.quantization.formats import PACKED, SCALE, Int4Format, tensors_of
 from quarterdeck.weights.gguf_blocks import dequantize, plain_dtype, split_q4_0
@@ -107,9 +108,17 @@ class GGUFTensors:
         return path if plain_dtype(entry.kind) is not None else None
 
     def _packed(self, name: str) -> Tensor:
+        """One part of a packed weight, made some rows at a time."""
         weight, leaf = self._parts[name]
         path, entry = self._entries[weight]
-        return tensors_of(pack(*split_q4_0(_raw(path, entry)), None))[leaf]
+        raw, (shape, dtype) = _raw(path, entry), _FORM.tensors(*entry.shape)[leaf]
+        made = torch.empty(tuple(shape), dtype=dtype)
+        step = max(_CHUNK // entry.shape[1] // BLOCK_ROWS, 1) * BLOCK_ROWS
+        for start in range(0, len(raw), step):
+            part = tensors_of(pack(*split_q4_0(raw[start : start + step]), None))[leaf]
+            first = start // BLOCK_ROWS
+            made[first : first + len(part)] = part
+        return made
 
 
 _FORM = Int4Format(symmetric=True)
