@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from typing import Any
 
 from quarterdeck.cli.arguments import UsageError, device
@@ -119,6 +120,8 @@ def _of_bitsandbytes(name: str, arguments: argparse.Namespace) -> Any:
     from quarterdeck.auto import AutoConfig
     from quarterdeck.quantization.bnb_config import BitsAndBytesConfig
 
+    if not arguments.verbose:  # at every product the library says that it converts, which is what was asked for
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if arguments.load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
     dtype = arguments.dtype

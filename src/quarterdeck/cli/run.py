@@ -74,6 +74,7 @@ def add_parser(commands: Commands) -> None:
     add_row_options(parser)
     add_generation_options(parser, "default: 0")
     add_model_options(parser)
+    parser.set_defaults(verbose=False)
     parser.add_argument("--config", metavar="C", help="a configuration in place of the model's: a folder or an id")
     parser.add_argument("--tokenizer", metavar="T", help="a tokenizer in place of the model's: a folder or an id")
 
