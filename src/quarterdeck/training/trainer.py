@@ -1,14 +1,14 @@
 """The training loop: packed rows in, a logged and resumable run out.
 
-    trainer = Trainer(model, mixture, held_out, options, folder)
+    trainer = Trainer(model, batches, held_out, options, folder)
     trainer.resume()          # optional: continue the run in `folder`
     trainer.run()
 
-One step: a batch of rows ``[B, T + 1]`` from the mixture, next-token cross entropy on the first T positions of each
-row, gradients clipped to norm 1, one optimizer step. Matrices inside the layers are trained by Muon (orthogonalised
-momentum) or AdamW, embeddings and norms by AdamW. Every `save_every` seconds the whole state goes to
-``folder/checkpoint``; ``folder/log.jsonl`` has one line per `log_every` steps. A run that is stopped and resumed
-takes the same steps as one that was not.
+One step: a batch of packed rows, cross entropy on the supervised tokens, gradients clipped to norm 1, one optimizer
+step. Matrices inside the layers are trained by Muon (orthogonalised momentum) or AdamW, embeddings and norms by AdamW.
+On a GPU that has it, the passes are computed in bfloat16; weights and optimizer stay in float32. Every `save_every`
+seconds the whole state goes to ``folder/checkpoint``; ``folder/log.jsonl`` has one line per `log_every` steps. A run
+that is stopped and resumed takes the same steps as one that was not (by the clock, as far as clocks allow).
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import AdamW, Optimizer
 
 from quarterdeck.errors import InputError
 from quarterdeck.model import CohereForCausalLM
+from quarterdeck.training.batches import Batches
 from quarterdeck.training.checkpoint import load, optimizer_tensors, restore_optimizer, save
-from quarterdeck.training.data import Mixture, packed_positions
 from quarterdeck.training.muon import Muon
+from quarterdeck.training.packing import PackedRows
 from quarterdeck.training.schedule import Budget, learning_rate_factor
 
 
@@ -40,7 +39,6 @@ class TrainingOptions:
     """Everything that decides how a run goes, besides model and data."""
 
     budget: Budget
-    rows: int = 16
     matrix_optimizer: str = "muon"
     matrix_lr: float = 0.02
     other_lr: float = 3e-3
@@ -50,10 +48,14 @@ class TrainingOptions:
     hold: float = 0.3
     final: float = 0.05
     clip: float = 1.0
-    bos: int = 5
     log_every: int = 20
     evaluate_every: int = 200
     save_every: float = 120.0
+    compile: bool = False
+
+
+IGNORED = -100
+"""The target of a place that is not counted."""
 
 
 def make_optimizers(model: nn.Module, options: TrainingOptions) -> dict[str, Optimizer]:
@@ -73,17 +75,46 @@ def make_optimizers(model: nn.Module, options: TrainingOptions) -> dict[str, Opt
     return {"matrices": first, "others": second}
 
 
-def next_token_loss(model: CohereForCausalLM, rows: Tensor, bos: int) -> Tensor:
-    """Mean cross entropy in nats over ``rows[:, 1:]``, on logits that the model's `logit_scale` has scaled.
+@dataclass(frozen=True)
+class DeviceRows:
+    """`PackedRows` as tensors on the model's device."""
 
-    The start of a document is given, so it is not asked for: those positions get no logits at all. The scale is
-    applied to the hidden states, which is the same product and touches 40 times less memory than the logits.
+    ids: Tensor
+    positions: Tensor
+    asked: Tensor
+    targets: Tensor
+
+    @classmethod
+    def of(cls, rows: PackedRows, device: torch.device, multiple: int = 512) -> DeviceRows:
+        """The tensors; the supervised places are filled up to a multiple with places that are not counted.
+
+        So few shapes come up, and a compiled program fits them.
+        """
+        more = -len(rows.asked) % multiple
+        pinned = device.type == "cuda"
+        tensors = (
+            torch.from_numpy(rows.ids.astype("int64")),
+            torch.from_numpy(rows.positions.astype("int64")),
+            functional.pad(torch.from_numpy(rows.asked), (0, more)),
+            functional.pad(torch.from_numpy(rows.targets), (0, more), value=IGNORED),
+        )
+        return cls(*((one.pin_memory() if pinned else one).to(device, non_blocking=pinned) for one in tensors))
+
+
+def supervised_logits(model: CohereForCausalLM, rows: DeviceRows) -> Tensor:
+    """Logits ``[K, V]`` of the supervised places alone, scaled by the model's `logit_scale`, in float32.
+
+    The scale is applied to the hidden states, which is the same product and touches 40 times less memory.
     """
-    inputs, targets = rows[:, :-1], rows[:, 1:]
-    states = model.model(input_ids=inputs, position_ids=packed_positions(inputs, bos), use_cache=False)
-    asked = targets != bos
-    hidden = states.last_hidden_state[asked] * model.config.logit_scale
-    return functional.cross_entropy(model.lm_head(hidden).float(), targets[asked])
+    states = model.model(input_ids=rows.ids, position_ids=rows.positions, use_cache=False)
+    picked = states.last_hidden_state.flatten(0, 1).index_select(0, rows.asked) * model.config.logit_scale
+    logits: Tensor = model.lm_head(picked).float()
+    return logits
+
+
+def supervised_loss(model: CohereForCausalLM, rows: DeviceRows) -> Tensor:
+    """Mean cross entropy in nats over the supervised tokens."""
+    return functional.cross_entropy(supervised_logits(model, rows), rows.targets, ignore_index=IGNORED)
 
 
 @dataclass
@@ -93,6 +124,8 @@ class Progress:
     step: int = 0
     elapsed: float = 0.0
     tokens: int = 0
+    supervised: int = 0
+    documents: int = 0
     losses: list[float] = field(default_factory=list)
 
 
@@ -102,14 +135,18 @@ class Trainer:
     def __init__(
         self,
         model: CohereForCausalLM,
-        mixture: Mixture,
-        held_out: Mapping[str, NDArray[np.uint16]],
+        batches: Batches,
+        held_out: Mapping[str, PackedRows],
         options: TrainingOptions,
         folder: Path,
     ) -> None:
-        self.model, self.mixture, self.held_out, self.options, self.folder = model, mixture, held_out, options, folder
+        self.model, self.batches, self.held_out, self.options, self.folder = model, batches, held_out, options, folder
+        self.device = next(model.parameters()).device
+        self._autocast = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        self._loss = torch.compile(supervised_loss) if options.compile else supervised_loss
         self.optimizers = make_optimizers(model, options)
         self.progress = Progress()
+        self._fresh: list[Tensor] = []
         folder.mkdir(parents=True, exist_ok=True)
 
     # ------------------------------------------------------------ one step
@@ -122,83 +159,103 @@ class Trainer:
                 group["lr"] = lr * factor
         return factor
 
-    def step(self) -> float:
-        """One update; its loss in nats per token."""
+    def step(self) -> Tensor:
+        """One update; its loss in nats per token, still on the device."""
         done = self._done()
         self._set_learning_rate(done)
-        rows = self.mixture.batch(self.options.rows, done)
-        loss = next_token_loss(self.model, rows, self.options.bos)
+        packed = self.batches.batch(self.progress.step, self._progress_at)
+        rows = DeviceRows.of(packed, self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
+            loss = self._loss(self.model, rows)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
         nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip, foreach=True)
         for optimizer in self.optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
-        self.progress.tokens += rows[:, 1:].numel()
-        return float(loss.detach())
+        self.progress.tokens += packed.used
+        self.progress.supervised += len(packed.asked)
+        self.progress.documents += packed.documents
+        return loss.detach()
 
     # ------------------------------------------------------------ the run
 
-    def run(self, stop_after: int | None = None) -> None:
-        """Train to the end of the budget, or for `stop_after` steps of this session."""
+    def run(self, stop_after: int | None = None, stop_seconds: float | None = None) -> None:
+        """Train to the end of the budget, or for `stop_after` steps or `stop_seconds` seconds of this session."""
         self.model.train()
         saved = time.monotonic()
-        first = self.progress.step
+        first, begun, before = self.progress.step, time.monotonic(), self.progress.elapsed
         while self._done() < 1.0:
             if stop_after is not None and self.progress.step - first >= stop_after:
                 break
-            began = time.monotonic()
-            self.progress.losses.append(self.step())
-            self.progress.elapsed += time.monotonic() - began
+            if stop_seconds is not None and time.monotonic() - begun >= stop_seconds:
+                break
+            self._fresh.append(self.step())
             if self.progress.step % self.options.log_every == 0:
                 self._log()
+            self.progress.elapsed = before + time.monotonic() - begun
             if time.monotonic() - saved >= self.options.save_every:
                 self.save()
                 saved = time.monotonic()
-        if self.progress.losses and self._done() >= 1.0:
+        if (self.progress.losses or self._fresh) and self._done() >= 1.0:
             self._log(last=True)
         self.save()
 
     def _done(self) -> float:
-        return self.options.budget.progress(self.progress.step, self.progress.elapsed)
+        return self._progress_at(self.progress.step)
+
+    def _progress_at(self, step: int) -> float:
+        return self.options.budget.progress(step, self.progress.elapsed)
+
+    def _settle(self) -> None:
+        """Fetch the losses of the last steps from the device."""
+        self.progress.losses += [float(loss) for loss in self._fresh]
+        self._fresh.clear()
 
     def _log(self, last: bool = False) -> None:
+        self._settle()
         p, o = self.progress, self.options
         line: dict[str, Any] = {
             "step": p.step,
             "tokens": p.tokens,
+            "supervised": p.supervised,
+            "documents": p.documents,
             "elapsed": round(p.elapsed, 1),
             "progress": round(self._done(), 4),
             "loss": round(sum(p.losses) / len(p.losses), 4),
         }
         p.losses.clear()
         if last or p.step % o.evaluate_every == 0:
-            line["held_out"] = {name: round(value, 4) for name, value in self.evaluate().items()}
+            scores = self.evaluate()
+            line["held_out"] = {name: round(loss, 4) for name, (loss, _) in scores.items()}
+            line["accuracy"] = {name: round(accuracy, 4) for name, (_, accuracy) in scores.items()}
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     @torch.no_grad()
-    def evaluate(self, rows: int = 16) -> dict[str, float]:
-        """Loss on the beginning of every held-out family, in nats per token."""
+    def evaluate(self) -> dict[str, tuple[float, float]]:
+        """Of every held-out batch: loss in nats per supervised token, share of these tokens that are the likeliest."""
         self.model.eval()
-        length = next(iter(self.mixture.streams.values())).length
-        losses = {}
-        for name, tokens in self.held_out.items():
-            count = min(rows, len(tokens) // length)
-            block = torch.from_numpy(tokens[: count * length].astype(np.int64).reshape(count, length))
-            losses[name] = float(next_token_loss(self.model, block, self.options.bos))
+        scores = {}
+        for name, packed in self.held_out.items():
+            rows = DeviceRows.of(packed, self.device, multiple=1)
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
+                logits = supervised_logits(self.model, rows)
+            loss = float(functional.cross_entropy(logits, rows.targets))
+            scores[name] = (loss, float((logits.argmax(-1) == rows.targets).float().mean()))
         self.model.train()
-        return losses
+        return scores
 
     # ------------------------------------------------------------ stop and continue
 
     def save(self) -> None:
         """Write the whole state to ``folder/checkpoint``."""
+        self._settle()
         tensors = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
         for name, optimizer in self.optimizers.items():
             tensors |= optimizer_tensors(optimizer, f"optimizer.{name}")
         tensors["rng"] = torch.get_rng_state()
-        save(self.folder / "checkpoint", tensors, {"progress": asdict(self.progress), "data": self.mixture.state()})
+        save(self.folder / "checkpoint", tensors, {"progress": asdict(self.progress)})
 
     def resume(self) -> None:
         """Continue from ``folder/checkpoint``; log lines that are later than it are dropped."""
@@ -209,7 +266,6 @@ class Trainer:
         for name, optimizer in self.optimizers.items():
             restore_optimizer(optimizer, tensors, f"optimizer.{name}")
         torch.set_rng_state(tensors["rng"])
-        self.mixture.restore(state["data"])
         self.progress = Progress(**state["progress"])
         self._trim_log()
 

@@ -1,27 +1,27 @@
-"""Our own texts: explanations, stories and small talk, spun from the phrase files in `texts/`.
+"""Phrase files (`texts/*.txt`): wordings written once, spun into many sentences.
 
 A phrase file holds blocks that begin with `== name`. Within a line, `{a|b|c}` is one of several wordings (braces may
 nest), `<slot>` a word from texts/words.txt that stays the same throughout one document, and a leading `~` marks a
-sentence that may be left out. The same seed always gives the same documents.
+sentence that may be left out. A line that begins with a capital letter, a colon and a blank is tagged by the letter.
+The same seed always gives the same documents.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
+from importlib import resources
 
-TEXTS = Path(__file__).resolve().parent / "texts"
 _INNERMOST = re.compile(r"\{([^{}]*)\}")
 _SLOT = re.compile(r"<(\w+)>")
+_TAGGED = re.compile(r"[A-Z]: ")
 
 
 @dataclass
 class Block:
-    """One block of a phrase file: plain lines, and the lines tagged `Q`, `U` or `A`."""
+    """One block of a phrase file: plain lines, and lines by tag."""
 
     name: str
     lines: list[str] = field(default_factory=list)
@@ -29,24 +29,51 @@ class Block:
 
 
 @cache
+def text_lines(filename: str) -> tuple[str, ...]:
+    """The lines of a file in texts/, without empty ones and comments."""
+    path = resources.files("quarterdeck.training.midshipman").joinpath("texts", filename)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return tuple(line for line in lines if line and not line.startswith("#"))
+
+
+@cache
 def blocks(filename: str) -> tuple[Block, ...]:
     """The blocks of a phrase file, in order."""
     found: list[Block] = []
-    for line in (TEXTS / filename).read_text(encoding="utf-8").splitlines():
+    for line in text_lines(filename):
         if line.startswith("== "):
             found.append(Block(line[3:]))
-        elif re.match(r"[QUA]: ", line):
+        elif _TAGGED.match(line):
             found[-1].tagged.setdefault(line[0], []).append(line[3:])
-        elif line and not line.startswith("#"):
+        else:
             found[-1].lines.append(line)
     return tuple(found)
 
 
 @cache
+def word_lists(filename: str) -> dict[str, tuple[str, ...]]:
+    """A file of `name: word, word` lines."""
+    pairs = (line.partition(":") for line in text_lines(filename))
+    return {name: tuple(word.strip() for word in rest.split(",")) for name, _, rest in pairs}
+
+
 def words() -> dict[str, tuple[str, ...]]:
     """Slot name -> words that may fill it."""
-    lines = (TEXTS / "words.txt").read_text(encoding="utf-8").splitlines()
-    return {name: tuple(w.strip() for w in rest.split(",")) for name, _, rest in (x.partition(":") for x in lines)}
+    return word_lists("words.txt")
+
+
+@cache
+def expanded(line: str) -> tuple[str, ...]:
+    """All wordings of a line, slots left as they are.
+
+    >>> expanded("{a|b} <e>.")
+    ('a <e>.', 'b <e>.')
+    """
+    match = _INNERMOST.search(line)
+    if match is None:
+        return (re.sub(r"\s+", " ", line).replace(" .", ".").replace(" ?", "?").replace(" ,", ",").strip(),)
+    begin, end = line[: match.start()], line[match.end() :]
+    return tuple(dict.fromkeys(text for one in match[1].split("|") for text in expanded(begin + one + end)))
 
 
 def spin(line: str, rng: random.Random, slots: dict[str, str] | None = None) -> str:
@@ -62,6 +89,11 @@ def spin(line: str, rng: random.Random, slots: dict[str, str] | None = None) -> 
     return line[:1].upper() + line[1:]
 
 
+def options(text: str) -> list[str]:
+    """`a | b | c` as a list."""
+    return [part.strip() for part in text.split(" | ")]
+
+
 def explanation(block: Block, rng: random.Random, most: int = 99) -> str:
     """A topic's sentences in order, at most `most` of them; optional ones come three times in five."""
     kept = [line.lstrip("~ ") for line in block.lines if not line.startswith("~") or rng.random() < 0.6]
@@ -72,25 +104,3 @@ def story(block: Block, rng: random.Random) -> str:
     """One telling of a story frame."""
     slots: dict[str, str] = {}
     return " ".join(spin(line, rng, slots) for line in block.lines)
-
-
-def options(text: str) -> list[str]:
-    """`a | b | c` as a list."""
-    return [part.strip() for part in text.split(" | ")]
-
-
-def explanations(count: int, seed: int) -> Iterator[str]:
-    """`count` documents of one or two topics each."""
-    rng = random.Random(f"explanations {seed}")
-    topics = blocks("topics.txt")
-    for _ in range(count):
-        chosen = rng.sample(topics, 2 if rng.random() < 0.4 else 1)
-        yield "\n".join(explanation(block, rng) for block in chosen)
-
-
-def stories(count: int, seed: int) -> Iterator[str]:
-    """`count` short stories."""
-    rng = random.Random(f"stories {seed}")
-    frames = blocks("stories.txt")
-    for _ in range(count):
-        yield story(rng.choice(frames), rng)

@@ -1,0 +1,81 @@
+"""What documents say about invented things: kinds of things, their attributes, and the wordings of both.
+
+The texts are texts/schemas.txt and texts/attributes.txt. Held out are the schemas marked there, and one question
+wording in seven, chosen by a checksum of its text: the split is a matter of names, and never of chance.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from functools import cache
+
+from quarterdeck.training.midshipman.grammar import blocks, expanded, options, text_lines, word_lists
+
+HELD_OUT_EVERY = 7
+
+
+def is_held_out(text: str, every: int = HELD_OUT_EVERY) -> bool:
+    """Whether a wording or a name belongs to the evaluation: one in `every`, by checksum."""
+    return zlib.crc32(text.encode()) % every == 0
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A property. ``statements`` have ``<e>`` and ``<v>``, ``questions`` have ``<e>``.
+
+    Attributes:
+        key: its name.
+        kind: of value, as `Inventor.value` takes it.
+        statements: concrete wordings, spread out.
+        questions: those to train on.
+        held_out_questions: those for the evaluation.
+    """
+
+    key: str
+    kind: str
+    statements: tuple[str, ...]
+    questions: tuple[str, ...]
+    held_out_questions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A kind of thing: how it is named, what it is called, and what is said about it."""
+
+    key: str
+    name_kind: str
+    words: tuple[str, ...]
+    attributes: tuple[str, ...]
+    held_out: bool
+
+
+@cache
+def attributes() -> dict[str, Attribute]:
+    """All attributes by key."""
+    found = {}
+    for block in blocks("attributes.txt"):
+        key, _, kind = (part.strip() for part in block.name.partition(":"))
+        statements = tuple(text for line in block.tagged["S"] for text in expanded(line))
+        wordings = [text for line in block.tagged["Q"] for one in options(line) for text in expanded(one)]
+        held_out = tuple(text for text in wordings[2:] if is_held_out(text))
+        kept = tuple(text for text in wordings if text not in held_out)
+        found[key] = Attribute(key, kind, statements, kept, held_out)
+    return found
+
+
+@cache
+def schemas(held_out: bool) -> tuple[Schema, ...]:
+    """The schemas to train on, or those held out."""
+    found = []
+    for line in text_lines("schemas.txt"):
+        key, name_kind, words, keys = (part.strip() for part in line.removeprefix("!").split("|"))
+        found.append(Schema(key, name_kind, tuple(words.split(",")), tuple(keys.split()), line.startswith("!")))
+    return tuple(schema for schema in found if schema.held_out == held_out)
+
+
+@cache
+def properties(held_out: bool) -> tuple[tuple[str, str], ...]:
+    """(noun, kind of value) of texts/nouns.txt, to train on or held out."""
+    pairs = [(noun, kind) for kind, nouns in word_lists("nouns.txt").items() for noun in nouns]
+    return tuple(pair for pair in pairs if is_held_out(pair[0]) == held_out)

@@ -1,0 +1,467 @@
+"""Tools that are invented anew for every example, requests that need one of them, and what comes after.
+
+A tool is a skeleton of texts/tools.txt or a question for a property ("What is the toll of ..."), under a name, with
+parameter names and in company of other tools that are drawn each time. So the model has to read the signature: nothing
+else says what the tool and its parameters are called.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from quarterdeck.chat.messages import Document, Message, Tool, ToolCall
+from quarterdeck.chat.prompts.tool_text import calls_text
+from quarterdeck.training.midshipman.answers import PREAMBLES, Statement, completion
+from quarterdeck.training.midshipman.example import Example
+from quarterdeck.training.midshipman.grammar import blocks, expanded, options
+from quarterdeck.training.midshipman.invention import Inventor
+from quarterdeck.training.midshipman.schemas import is_held_out, properties
+
+_SLOT = re.compile(r"<(\w+)>")
+_TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
+_OTHER_NAMES = {
+    "city": ("city", "town", "place", "location", "name"),
+    "query": ("query", "words", "text", "q", "topic", "keywords"),
+    "room": ("room", "place", "where", "location"),
+    "name": ("name", "who", "person", "full_name", "query"),
+    "path": ("path", "file", "filename", "name"),
+    "time": ("time", "at", "when", "hour"),
+    "date": ("date", "day", "when"),
+    "text": ("text", "message", "content", "body"),
+    "product": ("product", "item", "article", "name"),
+    "ship": ("ship", "vessel", "name", "boat"),
+    "user": ("user", "email", "account", "login"),
+    "place": ("place", "location", "where", "position"),
+}
+_VERBS = ("get", "find", "look_up", "fetch", "read", "query", "show", "check", "lookup", "retrieve")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a skeleton: slot, type, kind of value, description."""
+
+    slot: str
+    type: str
+    kind: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """What a tool is about; see texts/tools.txt."""
+
+    name: str
+    descriptions: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+    requests: tuple[str, ...]
+    plan: str
+    results: tuple[tuple[str, str], ...]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Use:
+    """A tool as it is shown, and one use of it: the request, the call, the result and the answer."""
+
+    tool: Tool
+    request: str
+    plan: str
+    call: ToolCall
+    result: dict[str, str]
+    answer: str
+
+
+@cache
+def skeletons(held_out: bool) -> tuple[Skeleton, ...]:
+    """The skeletons to train on, or those held out (one in six, by name)."""
+    found = []
+    for block in blocks("tools.txt"):
+        tagged = block.tagged
+        parameters = []
+        for one in tagged["P"][0].split(" ; "):
+            head, _, description = one.partition(" | ")
+            slot, type_, kind = head.split()
+            parameters.append(Parameter(slot, type_, kind, description))
+        results = tuple(tuple(one.split()) for one in tagged["R"][0].split(" ; "))
+        requests = tuple(text for one in options(tagged["U"][0]) for text in expanded(one))
+        found.append(
+            Skeleton(
+                block.name,
+                expanded(tagged["D"][0]),
+                tuple(parameters),
+                requests,
+                tagged["L"][0],
+                tuple((key, kind) for key, kind in results),
+                tagged["A"][0],
+            )
+        )
+    return tuple(one for one in found if is_held_out(one.name, 6) == held_out)
+
+
+def property_skeleton(inventor: Inventor, held_out: bool) -> Skeleton:
+    """A tool that looks up one property of one kind of thing."""
+    rng = inventor.rng
+    noun, kind = rng.choice(properties(held_out))
+    name_kind, thing = rng.choice(
+        (
+            ("ship", "ship"),
+            ("person", "person"),
+            ("town", "town"),
+            ("company", "company"),
+            ("gadget", "product"),
+            ("museum", "museum"),
+            ("project", "project"),
+            ("hotel", "hotel"),
+            ("code", "order"),
+            ("package", "package"),
+            ("team", "team"),
+            ("planet", "planet"),
+        )
+    )
+    slug = re.sub(r"[^a-z]+", "_", noun.lower())
+    described = (
+        f"Looks up the {noun} of a {thing}.",
+        f"Returns the {noun} of a {thing}.",
+        f"Finds the {noun}.",
+        f"The {noun} of a {thing}.",
+    )
+    parameter = Parameter(
+        thing, "str", name_kind, rng.choice((f"Name of the {thing}.", f"The {thing}.", f"Which {thing}."))
+    )
+    requests = (
+        f"What is the {noun} of <{thing}>?",
+        f"Tell me the {noun} of <{thing}>.",
+        f"Look up the {noun} of <{thing}>.",
+        f"I need the {noun} of <{thing}>.",
+        f"Find the {noun} of <{thing}>.",
+    )
+    name = f"{rng.choice(_VERBS)}_{slug}"
+    return Skeleton(
+        name,
+        described,
+        (parameter,),
+        requests,
+        f"look up the {noun} of <{thing}>",
+        ((slug, kind),),
+        f"The {noun} of <{thing}> is <{slug}>.",
+    )
+
+
+def _filled(parameter: Parameter, inventor: Inventor) -> tuple[str, Any]:
+    """A value: as the request spells it, and as JSON."""
+    rng = inventor.rng
+    match parameter.kind:
+        case "bool":
+            on = rng.random() < 0.5
+            return ("on", True) if on else ("off", False)
+        case "urgency":
+            urgent = rng.random() < 0.5
+            return ("urgent", True) if urgent else ("not urgent", False)
+        case "tag_list" | "name_list":
+            kind = "food" if parameter.kind == "tag_list" else "first"
+            values = list(dict.fromkeys(inventor.value(kind) for _ in range(rng.randint(2, 3))))
+            return ", ".join(values[:-1]) + (" and " if values[1:] else "") + values[-1], values
+        case "degrees":
+            number = rng.randint(5, 100)
+            return str(number), number
+        case "amount":
+            amount = rng.randint(1, 900) + rng.choice((0.5, 0.25, 0.75))
+            return str(amount), amount
+        case "sum":
+            text = f"{rng.randint(2, 999)} {rng.choice('+-*/')} {rng.randint(2, 99)}"
+            return text, text
+    text = inventor.value(parameter.kind)
+    inside = "the " + text[4:] if text.startswith("The ") else text
+    return inside, int(text.replace(",", "")) if parameter.type == "int" else inside
+
+
+def _shown_name(name: str, inventor: Inventor) -> str:
+    rng = inventor.rng
+    roll = rng.random()
+    pieces = name.split("_")
+    if roll < 0.55:
+        return name
+    if roll < 0.65 and len(pieces) > 1:
+        return "_".join(pieces[1:])
+    if roll < 0.75:
+        return pieces[0] + "".join(piece.capitalize() for piece in pieces[1:])
+    if roll < 0.83:
+        return f"{name}_{rng.choice(('tool', 'api', 'v2', 'service', 'now'))}"
+    if roll < 0.93:
+        return f"{inventor.word(1)}_{'_'.join(pieces[1:]) or name}"
+    return inventor.slug().replace("-", "_")
+
+
+def make_use(skeleton: Skeleton, inventor: Inventor, *, renamed: bool = True) -> Use:
+    """One use of a tool; with ``renamed=False`` under the names of the skeleton."""
+    rng = inventor.rng
+    spelled, arguments, schema = {}, {}, {}
+    for parameter in skeleton.parameters:
+        text, value = _filled(parameter, inventor)
+        names = _OTHER_NAMES.get(parameter.slot, (parameter.slot,))
+        name = rng.choice(names) if renamed and rng.random() < 0.5 else parameter.slot
+        while name in arguments:
+            name += "_2"
+        spelled[parameter.slot], arguments[name] = text, value
+        described = {"description": rng.choice(expanded(parameter.description))} if rng.random() < 0.92 else {}
+        schema[name] = {**_json_type(parameter.type), **described}
+    properties_ = dict(schema)
+    if rng.random() < 0.12:
+        extra = rng.choice(("unit", "limit", "language", "format", "verbose"))
+        properties_.setdefault(extra, {"type": "string", "description": f"{extra.capitalize()}, if it matters."})
+    parameters = {"type": "object", "properties": properties_, "required": list(schema)}
+    tool = Tool(
+        _shown_name(skeleton.name, inventor) if renamed else skeleton.name,
+        rng.choice(skeleton.descriptions),
+        parameters,
+    )
+    result = {key: inventor.value(kind) for key, kind in skeleton.results}
+    request = _fill(rng.choice(skeleton.requests), spelled)
+    call = ToolCall("call_0", tool.name, _json(arguments))
+    return Use(tool, request, _fill(skeleton.plan, spelled), call, result, _fill(skeleton.answer, spelled))
+
+
+def _json_type(name: str) -> dict[str, Any]:
+    if name.startswith("List"):
+        return {"type": "array", "items": {"type": "string"}}
+    return {"type": _TYPES[name]}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _fill(template: str, values: dict[str, str]) -> str:
+    text = _SLOT.sub(lambda match: values.get(match[1], match[0]), template)
+    return text[:1].upper() + text[1:] if not template.startswith("look") else text
+
+
+def _lower(plan: str) -> str:
+    return plan[:1].lower() + plan[1:]
+
+
+class ToolExamples:
+    """Examples with tools.
+
+    Args:
+        held_out: with tools and properties that are never trained on.
+    """
+
+    def __init__(self, *, held_out: bool = False) -> None:
+        self._held_out = held_out
+
+    def use(self, inventor: Inventor) -> Use:
+        """A tool and a use of it."""
+        if inventor.rng.random() < 0.4:
+            return make_use(property_skeleton(inventor, self._held_out), inventor)
+        return make_use(inventor.rng.choice(skeletons(self._held_out)), inventor)
+
+    def tools(self, used: Sequence[Use], inventor: Inventor) -> tuple[Tool, ...]:
+        """The tools of the uses among up to four others, in a random order."""
+        rng = inventor.rng
+        found = {use.tool.name: use.tool for use in used}
+        for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4))):
+            other = self.use(inventor).tool
+            found.setdefault(other.name, other)
+        listed = list(found.values())
+        rng.shuffle(listed)
+        return tuple(listed)
+
+    def call(self, inventor: Inventor, *, multi_step: bool | None = None) -> Example:
+        """A request that one tool serves."""
+        rng = inventor.rng
+        steps = rng.random() < 0.6 if multi_step is None else multi_step
+        use = self.use(inventor)
+        about = {"tool": use.call.name, "arguments": use.call.parameters}
+        text = _calls([use.call])
+        if steps:
+            text = f"Plan: I will {_lower(use.plan)}.\n{text}"
+        messages = self._opening(inventor, use.request)
+        return Example("tools", messages, text, tools=self.tools([use], inventor), multi_step=steps, about=about)
+
+    def two_calls(self, inventor: Inventor) -> Example:
+        """The same tool twice, or two requests at once."""
+        rng = inventor.rng
+        first, second = self.use(inventor), self.use(inventor)
+        if first.tool.name == second.tool.name:
+            return self.call(inventor)
+        request = f"{first.request} {second.request}"
+        text = _calls([first.call, second.call])
+        steps = rng.random() < 0.6
+        if steps:
+            text = f"Plan: I will {_lower(first.plan)}, and I will {_lower(second.plan)}.\n{text}"
+        return Example(
+            "tools",
+            self._opening(inventor, request),
+            text,
+            tools=self.tools([first, second], inventor),
+            multi_step=steps,
+        )
+
+    def directly(self, inventor: Inventor, asked: str) -> Example:
+        """Small talk that needs no tool."""
+        steps = inventor.rng.random() < 0.6
+        text = _calls([ToolCall("call_0", "directly_answer", "{}")])
+        if steps:
+            text = f"Plan: I will answer directly.\n{text}"
+        tools = self.tools([self.use(inventor)], inventor)
+        return Example(
+            "tools",
+            self._opening(inventor, asked),
+            text,
+            tools=tools,
+            multi_step=steps,
+            about={"tool": "directly_answer"},
+        )
+
+    def results(self, inventor: Inventor, *, multi_step: bool | None = None) -> Example:
+        """The answer over what a tool has returned."""
+        rng = inventor.rng
+        use = self.use(inventor)
+        steps = rng.random() < 0.7 if multi_step is None else multi_step
+        documents, place = [Document(dict(use.result))], 0
+        if rng.random() < 0.25:
+            other = Document(dict(self.use(inventor).result))
+            place = rng.randrange(2)
+            documents.insert(1 - place, other)
+        messages = (*self._opening(inventor, use.request), *_step(use, f"I will {_lower(use.plan)}.", documents, 0))
+        answer = (_stated(use, place),)
+        about = {"answer": answer[0].plain, "sources": [place], "values": _values(use)}
+        return Example(
+            "tools",
+            messages,
+            completion(answer, [place], "accurate"),
+            tools=self.tools([use], inventor),
+            multi_step=steps,
+            about=about,
+        )
+
+    def two_steps(self, inventor: Inventor) -> Example:
+        """Look up one thing, then another that depends on it; the example ends at one of the three stages."""
+        rng = inventor.rng
+        middle_kind, middle = rng.choice(
+            (
+                ("person", "captain"),
+                ("person", "owner"),
+                ("company", "maker"),
+                ("town", "home port"),
+                ("person", "director"),
+                ("code", "serial number"),
+                ("hotel", "hotel"),
+            )
+        )
+        start_kind, start = rng.choice(
+            (("ship", "ship"), ("project", "project"), ("gadget", "product"), ("order", "order"), ("team", "team"))
+        )
+        noun, kind = rng.choice(properties(self._held_out))
+        first = _lookup(middle, start, start_kind, inventor)
+        second = _lookup(noun, middle, middle_kind, inventor)
+        begin, found, last = (_inside(inventor.value(k)) for k in (start_kind, middle_kind, kind))
+        calls = [_call(first, start, begin, 0), _call(second, middle, found, 1)]
+        asked = rng.choice(
+            (
+                f"What is the {noun} of the {middle} of {begin}?",
+                f"I need the {noun} of the {middle} of {begin}.",
+                f"Find the {middle} of {begin}, then tell me the {noun}.",
+            )
+        )
+        plan = f"I will look up the {middle} of {begin}, and then the {noun}."
+        think = f"The {middle} is {found}. Now I will look up the {noun} of {found}."
+        messages = list(self._opening(inventor, asked))
+        tools = self._with(first, second, inventor)
+        stage = rng.randrange(3)
+        texts = [f"Plan: {plan}\n{_calls([calls[0]])}", f"Reflection: {think}\n{_calls([calls[1]])}"]
+        if stage >= 1:
+            messages += _exchange(plan, calls[0], {_slug(middle): found})
+        if stage == 2:
+            messages += _exchange(think, calls[1], {_slug(noun): last})
+            pieces = (
+                (f"The {middle} of {begin} is ", ()),
+                (found, (0,)),
+                (f", and the {noun} is ", ()),
+                (last, (1,)),
+                (".", ()),
+            )
+            answer = Statement(pieces)
+            about = {"answer": answer.plain, "sources": [0, 1], "values": [found, last]}
+            return Example(
+                "tools", tuple(messages), completion((answer,), [0, 1], "accurate"), tools=tools, about=about
+            )
+        about = {"tool": calls[stage].name, "arguments": calls[stage].parameters}
+        return Example("tools", tuple(messages), texts[stage], tools=tools, about=about)
+
+    def _with(self, first: Tool, second: Tool, inventor: Inventor) -> tuple[Tool, ...]:
+        others = {tool.name: tool for tool in self.tools([], inventor)}
+        listed = list({**others, first.name: first, second.name: second}.values())
+        inventor.rng.shuffle(listed)
+        return tuple(listed)
+
+    def _opening(self, inventor: Inventor, asked: str) -> tuple[Message, ...]:
+        if inventor.rng.random() < 0.15:
+            return Message("system", inventor.rng.choice(PREAMBLES)), Message("user", asked)
+        return (Message("user", asked),)
+
+
+def _inside(name: str) -> str:
+    return "the " + name[4:] if name.startswith("The ") else name
+
+
+def _slug(noun: str) -> str:
+    return re.sub(r"[^a-z]+", "_", noun.lower())
+
+
+def _lookup(noun: str, thing: str, kind: str, inventor: Inventor) -> Tool:
+    rng: random.Random = inventor.rng
+    name = f"{rng.choice(_VERBS)}_{_slug(noun)}"
+    schema = {"type": "string", "description": f"{rng.choice(('Name of the', 'The', 'Which'))} {thing}."}
+    parameter = rng.choice((_slug(thing), "name", "query"))
+    parameters = {"type": "object", "properties": {parameter: schema}, "required": [parameter]}
+    return Tool(name, f"{rng.choice(('Looks up', 'Returns', 'Finds'))} the {noun} of a {thing}.", parameters)
+
+
+def _call(tool: Tool, _thing: str, value: str, number: int) -> ToolCall:
+    (parameter,) = tool.parameters["properties"]
+    return ToolCall(f"call_{number}", tool.name, _json({parameter: value}))
+
+
+def _calls(calls: Sequence[ToolCall]) -> str:
+    return f"Action: ```json\n{calls_text(calls)}\n```"
+
+
+def _exchange(plan: str, call: ToolCall, result: dict[str, str]) -> list[Message]:
+    return [
+        Message("assistant", tool_plan=plan, tool_calls=(call,)),
+        Message("tool", tool_call_id=call.id, documents=(Document(result),)),
+    ]
+
+
+def _step(use: Use, plan: str, documents: Sequence[Document], number: int) -> list[Message]:
+    call = ToolCall(f"call_{number}", use.call.name, use.call.arguments)
+    return [
+        Message("assistant", tool_plan=plan, tool_calls=(call,)),
+        Message("tool", tool_call_id=call.id, documents=tuple(documents)),
+    ]
+
+
+def _values(use: Use) -> list[str]:
+    return [use.result[slot] for slot in _SLOT.findall(use.answer) if slot in use.result]
+
+
+def _stated(use: Use, number: int) -> Statement:
+    """The answer with the values of the result cited; an answer without any is cited as a whole."""
+    pieces: list[tuple[str, tuple[int, ...]]] = []
+    for place, piece in enumerate(_SLOT.split(use.answer)):
+        if place % 2:
+            value = use.result[piece]
+            pieces.append((value if any(text for text, _ in pieces) else value[:1].upper() + value[1:], (number,)))
+        else:
+            pieces.append((piece, ()))
+    if not any(numbers for _, numbers in pieces):
+        return Statement(((use.answer[:-1], (number,)), (use.answer[-1], ())))
+    return Statement(tuple(pieces))
