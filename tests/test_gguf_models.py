@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from gguf_support import foreign_file, made
-from quarterdeck import LLM, AutoModel, AutoModelForCausalLM, QuantizationConfig
+from hub_stand_in import HubStandIn, hub_in_place
+from quarterdeck import LLM, AutoModel, AutoModelForCausalLM, AutoTokenizer, QuantizationConfig
 from quarterdeck.cli.main import main
 from quarterdeck.errors import CheckpointCorruptError, CheckpointMismatchError, CheckpointNotFoundError
 from quarterdeck.gguf.container import GGUFFile, NewTensor, write_container
@@ -171,6 +173,24 @@ def split(whole: Path, folder: Path, count: int) -> list[Path]:
             write_container(part, metadata, tensors)
         paths.append(path)
     return paths
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
+    yield from hub_in_place(monkeypatch)
+
+
+def test_a_file_of_the_hub_comes_with_all_its_parts(hub: HubStandIn, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "repository").mkdir()
+    whole = made(checkpoint, tmp_path / "whole.gguf", "Q8_0")
+    paths = split(whole, tmp_path / "repository", 2)
+    hub.add_folder("tests/tiny-GGUF", tmp_path / "repository")
+    options = {"gguf_file": paths[0].name, "cache_dir": tmp_path / "cache"}
+    model = AutoModelForCausalLM.from_pretrained("tests/tiny-GGUF", **options)
+    tokenizer = AutoTokenizer.from_pretrained("tests/tiny-GGUF", **options)
+    assert torch.equal(logits(model), logits(AutoModelForCausalLM.from_pretrained(whole)))
+    assert tokenizer("Ahoy").input_ids == AutoTokenizer.from_pretrained(checkpoint)("Ahoy").input_ids
+    assert {path.rpartition("/")[2] for path in hub.paths() if path.endswith(".gguf")} == {path.name for path in paths}
 
 
 def test_tensors_that_the_model_lacks_are_named(tmp_path: Path) -> None:
