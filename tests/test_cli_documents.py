@@ -478,5 +478,5 @@ def test_documents_from_a_pipe_and_the_conversation_from_the_terminal(checkpoint
     os.close(person)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0, shown.decode()
-    for text in ("1 documents", "you> ", "model> "):
+    for text in ("1 documents", "you> ", "model>"):
         assert text in shown.decode()

@@ -61,6 +61,7 @@ class ServerStandIn:
             def _reply(self, status: int, kind: str, body: bytes) -> None:
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
+                self.send_header("Connection", "close")
                 self.send_header("Content-Length", str(len(body) + stand_in.breaks_off * (kind != "application/json")))
                 self.end_headers()
                 self.wfile.write(body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from quarterdeck.cli.arguments import (
@@ -109,13 +110,23 @@ def execute(arguments: argparse.Namespace) -> int:
         logging.basicConfig(level=logging.INFO)
     # here, since they import torch and rich, which --help need not wait for
     from quarterdeck.cli.examples import read_examples
-    from quarterdeck.cli.histories import HistoryWriter, read_history
-    from quarterdeck.cli.session import Habits, Session
+    from quarterdeck.cli.histories import read_history
 
     examples = read_examples(arguments.examples_path)
     if arguments.history is not None:
         read_history(arguments.history)  # its errors come before the model is loaded
     dialogue, name, settings = _local(arguments) if server is None else _remote(server, arguments)
+    with closing(dialogue):
+        _hold(dialogue, name, arguments, settings, examples)
+    return 0
+
+
+def _hold(
+    dialogue: Dialogue, name: str, arguments: argparse.Namespace, settings: tuple[str, ...], examples: dict[str, str]
+) -> None:
+    from quarterdeck.cli.histories import HistoryWriter
+    from quarterdeck.cli.session import Habits, Session
+
     terminal = _terminal(arguments, settings, tuple(examples))
     if _is_rich(terminal):
         terminal.show(f"{name}; !help lists the commands, !exit ends")
@@ -126,7 +137,6 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.history is not None:
         session.load(arguments.history)
     session.run()
-    return 0
 
 
 def _check_local(arguments: argparse.Namespace) -> None:

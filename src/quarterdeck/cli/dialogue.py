@@ -63,6 +63,9 @@ class Dialogue(ABC):
     def status(self) -> dict[str, str]:
         """Facts about the model and the conversation, by name."""
 
+    def close(self) -> None:  # noqa: B027  # most have nothing to close
+        """Let go of what it holds, at the end."""
+
     def clear(self) -> None:
         """Forget everything but the system message and the settings."""
         self.messages = [] if self._system is None else [{"role": "system", "content": self._system}]

@@ -65,8 +65,12 @@ class RemoteConversation(Dialogue):
         self._client = httpx.Client(headers=headers, timeout=_TIMES, trust_env=not server.is_local)
         self._settings: dict[str, Any] = {}
         super().__init__(system)
-        self.set(settings or {})
-        self.model = server.model or self._only_model()
+        try:
+            self.set(settings or {})
+            self.model = server.model or self._only_model()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the connection."""
