@@ -178,15 +178,18 @@ def test_rope_scaling_is_kept(tmp_path: Path, scaling: dict[str, Any]) -> None:
     ("changes", "message"),
     [
         ({"attention_bias": True}, "attention_bias=True"),
+        ({"head_dim": 32}, "head_dim=32"),
+        ({"use_qk_norm": True}, "use_qk_norm=True in 2 layers"),
+        ({"num_hidden_layers": 64}, "use_qk_norm=False in 64 layers"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_scaling of type 'dynamic'"),
     ],
 )
 def test_what_such_a_file_cannot_say_is_refused(changes: dict[str, Any], message: str) -> None:
-    values = CohereConfig(**(SHAPE | changes)).to_dict()
+    config = CohereConfig(**(SHAPE | changes))
     with pytest.raises(InputError, match=message):
-        config_metadata(values, context_length=64, head_dim=64)
+        config_metadata(config.to_dict(), context_length=64, head_dim=config.head_dim)
 
 
 def test_other_architectures_and_missing_keys_are_refused_by_name(tmp_path: Path) -> None:

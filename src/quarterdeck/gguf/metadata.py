@@ -37,6 +37,7 @@ _TOKENS: Mapping[str, str] = {
     "pad_token_id": "tokenizer.ggml.padding_token_id",
 }
 _DTYPES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_LAYERS_WITH_NORMS = 64  # from here on llama.cpp expects norms of queries and keys
 _QUANTIZED_DTYPE = "bfloat16"  # has the range of float32, and more bits than the blocks
 # what the file says better than the text beside it
 _NOT_OWN = frozenset({"model_type", "dtype", "quantization_config", "vocab_size", "tie_word_embeddings"})
@@ -109,7 +110,7 @@ def config_metadata(config: Mapping[str, Any], *, context_length: int, head_dim:
     Raises:
         InputError: something that no such file can say, or that llama.cpp has no code for.
     """
-    _check_expressible(config)
+    _check_expressible(config, head_dim)
     found: dict[str, Value] = {}
     for field, key in _SIZES.items():
         found[f"{ARCHITECTURE}.{key}"] = config[field]
@@ -121,25 +122,27 @@ def config_metadata(config: Mapping[str, Any], *, context_length: int, head_dim:
     found[f"{ARCHITECTURE}.rope.freq_base"] = float(config["rope_theta"])
     found[f"{ARCHITECTURE}.rope.dimension_count"] = head_dim
     found |= _rope_metadata(config.get("rope_scaling"))
-    if head_dim * config["num_attention_heads"] != config["hidden_size"]:
-        found |= {f"{ARCHITECTURE}.attention.{part}_length": head_dim for part in ("key", "value")}
     own = {field: value for field, value in config.items() if field not in _NOT_OWN}
     found[OWN_CONFIG] = json.dumps(own, sort_keys=True, ensure_ascii=False)
     return found
 
 
-def _check_expressible(config: Mapping[str, Any]) -> None:
+def _check_expressible(config: Mapping[str, Any], head_dim: int) -> None:
+    layers, normed = config["num_hidden_layers"], config.get("use_qk_norm", False)
     kind = (config.get("rope_scaling") or {}).get("rope_type", "default")
     reasons = {
         "attention_bias=True": config.get("attention_bias", False),
         "tie_word_embeddings=False": not config.get("tie_word_embeddings", True),
         f"hidden_act={config.get('hidden_act')!r}": config.get("hidden_act", "silu") not in ("silu", "swish"),
         f"rope_scaling of type {kind!r}": kind not in ("default", "linear", "yarn"),
+        f"head_dim={head_dim}": head_dim * config["num_attention_heads"] != config["hidden_size"],
+        # llama.cpp takes Command-R+ for the one with norms by its number of layers
+        f"use_qk_norm={normed} in {layers} layers": normed != (layers >= _LAYERS_WITH_NORMS),
     }
     if wrong := [text for text, applies in reasons.items() if applies]:
         raise InputError(
-            f"the model has {', '.join(wrong)}, which a GGUF file of architecture {ARCHITECTURE!r} cannot say: keep it "
-            "as safetensors"
+            f"the model has {', '.join(wrong)}, which a GGUF file of architecture {ARCHITECTURE!r} cannot say or "
+            "llama.cpp cannot run: keep it as safetensors"
         )
 
 
