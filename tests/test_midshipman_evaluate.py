@@ -1,0 +1,163 @@
+"""The evaluation: a scripted perfect model reaches 100%, one that writes nonsense 0%, and each metric can tell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from quarterdeck.auto import AutoModelForCausalLM, AutoTokenizer
+from quarterdeck.chat.template import Prompt
+from quarterdeck.training.midshipman import evaluate as evaluation
+from quarterdeck.training.midshipman.cases import SIZES, make_groups
+from quarterdeck.training.midshipman.example import Example
+from quarterdeck.training.midshipman.scoring import METRICS
+
+SCALE = 0.2
+
+
+class Perfect:
+    """Knows the completion of every case, and any plain answer where a tool is declined."""
+
+    def __init__(self, groups: dict[str, list[Example]]) -> None:
+        self.texts = {one.prompt().text: one.completion for examples in groups.values() for one in examples}
+
+    def complete(self, prompts: Sequence[Prompt]) -> list[str]:
+        return [self.texts.get(prompt.text, "Hello!") for prompt in prompts]
+
+    def continue_ids(self, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+        return [list(ids[1 + evaluation.GIVEN : 1 + evaluation.GIVEN + count]) for ids in prompts]
+
+
+class Wrong:
+    """Writes the same nonsense whatever it is asked."""
+
+    def __init__(self, text: str = "Once upon a time") -> None:
+        self.text = text
+
+    def complete(self, prompts: Sequence[Prompt]) -> list[str]:
+        return [self.text for _ in prompts]
+
+    def continue_ids(self, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+        return [[1] * count for _ in prompts]
+
+
+@pytest.fixture(scope="module")
+def groups() -> dict[str, list[Example]]:
+    return make_groups(SCALE)
+
+
+def shares(candidate: evaluation.Candidate) -> dict[str, float]:
+    return {row.metric: row.share for row in evaluation.evaluate(candidate, scale=SCALE)}
+
+
+def test_a_perfect_model_is_right_everywhere(groups: dict[str, list[Example]]) -> None:
+    assert shares(Perfect(groups)) == dict.fromkeys((evaluation.INDUCTION, *METRICS), 1.0)
+
+
+def test_nonsense_is_wrong_everywhere() -> None:
+    assert shares(Wrong()) == dict.fromkeys((evaluation.INDUCTION, *METRICS), 0.0)
+
+
+def test_an_answer_from_another_document_is_wrong(groups: dict[str, list[Example]]) -> None:
+    case = next(one for one in groups["seen"] if one.about["rivals"])
+    perfect = Perfect({"seen": [case]})
+    value, rival = case.about["values"][0], case.about["rivals"][0]
+    perfect.texts = {key: text.replace(value, rival) for key, text in perfect.texts.items()}
+    (outcome,) = evaluation.run_cases(perfect, {"seen": [case]})
+    assert METRICS["format"][1](outcome)
+    assert not METRICS["answers, seen schemas"][1](outcome)
+    assert METRICS["right citation of right answers"][1](outcome) is None
+
+
+def test_a_right_answer_with_the_wrong_citation(groups: dict[str, list[Example]]) -> None:
+    case = next(one for one in groups["seen"] if len(one.documents or ()) > 1 and len(one.about["sources"]) == 1)
+    right = case.about["sources"][0]
+    other = 0 if right else 1
+    perfect = Perfect({"seen": [case]})
+    perfect.texts = {key: text.replace(f"co: {right}>", f"co: {other}>") for key, text in perfect.texts.items()}
+    (outcome,) = evaluation.run_cases(perfect, {"seen": [case]})
+    assert METRICS["answers, seen schemas"][1](outcome)
+    assert METRICS["right citation of right answers"][1](outcome) is False
+
+
+def test_sections_that_are_missing_or_tags_that_stay_open_are_no_format(groups: dict[str, list[Example]]) -> None:
+    case = groups["seen"][0]
+    for broken in (
+        case.completion.replace("Cited Documents", "Documents"),
+        case.completion.replace("</co: ", "</c: "),
+        case.completion.partition("Grounded answer:")[0],
+    ):
+        perfect = Perfect({})
+        perfect.texts = {case.prompt().text: broken}
+        (outcome,) = evaluation.run_cases(perfect, {"seen": [case]})
+        assert not METRICS["format"][1](outcome), broken
+
+
+def test_calls_are_judged_by_json_name_and_arguments(groups: dict[str, list[Example]]) -> None:
+    case = next(one for one in groups["calls"] if one.completion.count('"') >= 8)
+    argument = next(iter(case.about["arguments"]))
+    for broken, expected in (
+        (case.completion.replace("\n]", "\n", 1), (False, None, None)),
+        (case.completion.replace(f'"{case.about["tool"]}"', '"other"'), (True, False, False)),
+        (case.completion.replace(f'"{argument}"', '"another"'), (True, True, False)),
+    ):
+        perfect = Perfect({})
+        perfect.texts = {case.prompt().text: broken}
+        (outcome,) = evaluation.run_cases(perfect, {"calls": [case]})
+        for metric, right in zip(("tool calls are valid JSON", "right tool", "right arguments"), expected, strict=True):
+            assert right is None or METRICS[metric][1](outcome) is right, (metric, broken)
+
+
+def test_part_of_a_number_is_not_the_number(groups: dict[str, list[Example]]) -> None:
+    case = replace(groups["seen"][0], about={"answer": "It has 30.", "values": ["30"], "sources": [0], "rivals": []})
+    for text, right in (("It has 300.", False), ("It has 1,30.", False), ("It has 30.", True)):
+        perfect = Perfect({})
+        perfect.texts = {case.prompt().text: f"Grounded answer: {text}"}
+        (outcome,) = evaluation.run_cases(perfect, {"seen": [case]})
+        assert METRICS["answers, seen schemas"][1](outcome) is right
+
+
+def test_cases_are_the_same_for_the_same_seed_and_as_many_as_said() -> None:
+    groups = make_groups(0.05, seed=3)
+    assert groups == make_groups(0.05, seed=3)
+    assert groups != make_groups(0.05, seed=4)
+    assert {name: len(examples) for name, examples in groups.items()} == {
+        name: max(1, round(size * 0.05)) for name, size in SIZES.items()
+    }
+
+
+def test_wilson_interval_is_the_published_one() -> None:
+    # Newcombe (1998), table I: 81 of 263 and 15 of 148
+    assert evaluation.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert evaluation.wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert evaluation.wilson(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cpu"])
+def test_every_gate_is_a_metric(name: str) -> None:
+    assert set(evaluation.gates(name)) <= set(METRICS)
+    assert len(evaluation.gates(name)) == 7
+
+
+def test_rows_know_their_gates() -> None:
+    rows = evaluation.evaluate(Wrong(), scale=0.01, gate="cpu")
+    missed = [row.metric for row in rows if not row.passes]
+    assert sorted(missed) == sorted(evaluation.gates("cpu"))
+    assert evaluation.markdown(rows).count("MISSED") == 7
+
+
+def test_a_model_on_disk_is_evaluated_and_the_exit_code_says_that_it_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tokenizer = (auto.from_pretrained("midshipman") for auto in (AutoModelForCausalLM, AutoTokenizer))
+    batched = evaluation.BatchedModel(model, tokenizer, batch=2, longest=3)
+    prompts = [one.prompt() for one in make_groups(0.02)["chat"]]
+    alone = [evaluation.BatchedModel(model, tokenizer, longest=3).complete([prompt])[0] for prompt in prompts]
+    assert batched.complete(prompts) == alone
+    rows = evaluation.evaluate(batched, scale=0.001, gate="cpu")
+    (tmp_path / "rows.json").write_text(json.dumps([row.passes for row in rows]))
+    assert not all(json.loads((tmp_path / "rows.json").read_text()))
