@@ -1,33 +1,26 @@
-"""pipeline("text-generation"): equal to the peer's on the same checkpoint, and what is refused."""
+"""pipeline("text-generation"): equal to the peer's on the same checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from pipeline_support import ASSISTANT, GREEDY, SYSTEM, USER
 from quarterdeck import (
-    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     CohereForCausalLM,
     GenerationConfig,
-    QuarterdeckError,
+    Message,
     pipeline,
 )
-from quarterdeck.errors import InputError, UnsupportedOptionError
+from quarterdeck.errors import InputError
 from quarterdeck.pipelines import TextGenerationPipeline
-from quarterdeck.pipelines.factory import as_device
 
-pytest_plugins = ["checkpoint_fixtures"]
-
-GREEDY = {"do_sample": False, "max_new_tokens": 8}
-USER = {"role": "user", "content": "Where do penguins live?"}
-SYSTEM = {"role": "system", "content": "Answer briefly."}
-ASSISTANT = {"role": "assistant", "content": "In the South"}
+pytest_plugins = ["pipeline_fixtures"]
 
 INPUTS: dict[str, Any] = {
     "text": "The tallest penguins",
@@ -55,21 +48,12 @@ FLAGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def peer(checkpoint: Path) -> Any:
-    transformers = pytest.importorskip("transformers", reason="the peer to compare with")
-    return transformers.pipeline("text-generation", model=str(checkpoint), device="cpu")
+class Questions(torch.utils.data.Dataset[str]):
+    def __len__(self) -> int:
+        return 3
 
-
-@pytest.fixture(scope="module")
-def ours(checkpoint: Path) -> TextGenerationPipeline:
-    return pipeline("text-generation", model=checkpoint, device="cpu")
-
-
-@pytest.fixture
-def parts(checkpoint: Path) -> tuple[CohereForCausalLM, Any]:
-    """A model and a tokenizer of one's own, to be changed."""
-    return AutoModelForCausalLM.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
+    def __getitem__(self, index: int) -> str:
+        return ("Hello", "The tallest", "1 2 3")[index]
 
 
 @pytest.mark.parametrize("flag", FLAGS.keys())
@@ -112,17 +96,55 @@ def test_tokenizer_options_equal_the_peers(ours: TextGenerationPipeline, peer: A
     assert ours(text, **GREEDY, **flags) == peer(text, **GREEDY, **flags)
 
 
-@pytest.mark.parametrize("inputs", ["The tallest", [USER]], ids=str)
+@pytest.mark.parametrize("inputs", ["The tallest", [USER], ["The tallest"], ["The tallest", "Hi"], [[USER]]], ids=str)
 def test_several_sequences_with_the_same_seed_equal_the_peers(
     ours: TextGenerationPipeline, peer: Any, inputs: Any
 ) -> None:
-    """Not so for lists, for which the peer draws a random number for a data loader first."""
     results = []
     for generate in (ours, peer):
         torch.manual_seed(3)
         results.append(generate(inputs, max_new_tokens=6, num_return_sequences=3))
     assert results[0] == results[1]
-    assert len({str(record["generated_text"]) for record in results[0]}) == 3
+    records = results[0] if isinstance(results[0][0], dict) else results[0][0]
+    assert len({str(record["generated_text"]) for record in records}) == 3
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_generators_and_datasets_draw_as_the_peers(ours: TextGenerationPipeline, peer: Any, size: int) -> None:
+    for make in (lambda: (text for text in ("The tallest", "Hello")), Questions):
+        results = []
+        for generate in (ours, peer):
+            torch.manual_seed(4)
+            results.append(list(generate(make(), max_new_tokens=5, do_sample=True, batch_size=size)))
+        assert results[0] == results[1]
+
+
+def test_a_seed_leaves_the_generator_of_torch_alone(ours: TextGenerationPipeline, checkpoint: Path) -> None:
+    of_all_calls = pipeline(model=checkpoint, device="cpu", seed=5)
+    before = torch.random.get_rng_state()
+    first = ours(["Hello"], max_new_tokens=5, seed=5)
+    assert of_all_calls(["Hello"], max_new_tokens=5) == first
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_values_of_messages_are_a_chat(ours: TextGenerationPipeline) -> None:
+    values = [Message("system", SYSTEM["content"]), Message("user", USER["content"])]
+    assert ours(values, **GREEDY) == ours([SYSTEM, USER], **GREEDY)
+    assert ours([values], **GREEDY) == ours([[SYSTEM, USER]], **GREEDY)
+
+
+def test_lengths_are_counted_without_the_prefix(checkpoint: Path, ours: TextGenerationPipeline) -> None:
+    """As the peer counts them; every answer would end at once, were it not for ``min_length``."""
+    transformers = pytest.importorskip("transformers", reason="the peer to compare with")
+    theirs = transformers.pipeline("text-generation", model=str(checkpoint), device="cpu")
+    greedy = {"do_sample": False, "return_tensors": True, "prefix": "Penguins are birds. "}
+    first = ours("Hello", max_new_tokens=1, **greedy)[0]["generated_token_ids"][-1]
+    short, whole = (len(ours.tokenizer(text)["input_ids"]) for text in ("Hello", greedy["prefix"] + "Hello"))
+    for new in (3, 6):
+        options = {**greedy, "max_new_tokens": 9, "min_length": short + new, "eos_token_id": first}
+        (record,) = ours("Hello", **options)
+        assert [record] == theirs("Hello", **options)
+        assert whole + new <= len(record["generated_token_ids"]) <= whole + 9
 
 
 def test_several_sequences_of_several_prompts_are_lists_of_lists(ours: TextGenerationPipeline) -> None:
@@ -217,14 +239,6 @@ def test_generators_are_answered_one_by_one(ours: TextGenerationPipeline) -> Non
     assert next(answers) == ours("Hello", **GREEDY)
     assert taken == ["Hello"]
     assert next(answers) == ours("The tallest", **GREEDY)
-
-
-class Questions(torch.utils.data.Dataset[str]):
-    def __len__(self) -> int:
-        return 3
-
-    def __getitem__(self, index: int) -> str:
-        return ("Hello", "The tallest", "1 2 3")[index]
 
 
 def test_a_dataset_is_answered_one_by_one_and_in_batches(ours: TextGenerationPipeline) -> None:
@@ -340,62 +354,8 @@ def test_calls_do_not_change_each_other(ours: TextGenerationPipeline) -> None:
     assert ours.generation_config.to_dict() == before
 
 
-REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
-    "full and text": (lambda g: g("x", return_full_text=True, return_text=True), "exclude each other"),
-    "full and tensors": (lambda g: g("x", return_full_text=True, return_tensors=True), "exclude each other"),
-    "text and tensors": (lambda g: g("x", return_text=True, return_tensors=True), "exclude each other"),
-    "unknown": (lambda g: g("x", max_new_token=3), "max_new_token.*max_new_tokens"),
-    "beams": (lambda g: g("x", num_beams=2, num_return_sequences=3), "num_beams"),
-    "stop_sequence": (lambda g: g("x", stop_sequence="a", stop_strings="b"), "one option"),
-    "batch_size": (lambda g: g("x", batch_size=0), "batch_size"),
-    "number": (lambda g: g(3), "int"),
-    "numbers": (lambda g: g([3]), "int"),
-    "bytes": (lambda g: g(b"x"), "bytes"),
-    "one message": (lambda g: g(USER), "dict"),
-    "empty chat": (lambda g: g([[USER], []]), "not empty"),
-    "message without content": (lambda g: g([{"role": "user"}]), "'role' and 'content'"),
-    "task": (lambda g: pipeline("summarization", g.model), "summarization"),
-    "model without tokenizer": (lambda g: pipeline(model=g.model), "tokenizer"),
-    "tokenizer without model": (lambda g: pipeline(tokenizer=g.tokenizer), "model"),
-    "dtype of a model": (lambda g: pipeline(model=g.model, tokenizer=g.tokenizer, dtype="float16"), "dtype"),
-    "framework": (lambda g: pipeline(framework="tf"), "framework"),
-    "slow tokenizer": (lambda g: pipeline(use_fast=False), "use_fast"),
-    "remote code": (lambda g: pipeline(trust_remote_code=True), "trust_remote_code"),
-}
-
-
-@pytest.mark.parametrize(("call", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_refusals_are_value_errors_with_a_reason(
-    ours: TextGenerationPipeline, call: Callable[..., Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message) as raised:
-        call(ours)
-    assert isinstance(raised.value, QuarterdeckError)
-
-
-def test_refusals_of_loading(checkpoint: Path) -> None:
-    with pytest.raises(InputError, match="device_map"):
-        pipeline(model=checkpoint, device="cpu", device_map="cpu")
-    with pytest.raises(InputError, match="dtype"):
-        pipeline(model=checkpoint, dtype="float16", model_kwargs={"dtype": "float16"})
-    with pytest.raises(UnsupportedOptionError, match="image_processor"):
-        pipeline(model=checkpoint, image_processor="x")
-
-
 def test_empty_lists_are_empty(ours: TextGenerationPipeline) -> None:
     assert ours([]) == []
-
-
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="what numbers mean without an accelerator")
-def test_devices(caplog: pytest.LogCaptureFixture) -> None:
-    assert as_device(None) == as_device(-1) == torch.device("cpu")
-    assert not caplog.records
-    assert as_device(0) == torch.device("cpu")
-    assert "no accelerator" in caplog.text
-    assert as_device("meta") == torch.device("meta")
-
-
-# -- found by review -------------------------------------------------------------------------------------
 
 
 def test_truncation_given_for_all_calls_cuts_as_in_a_call(checkpoint: Path) -> None:
@@ -405,40 +365,3 @@ def test_truncation_given_for_all_calls_cuts_as_in_a_call(checkpoint: Path) -> N
     in_call = pipeline(model=str(checkpoint))(text, truncation=True, max_length=4, **greedy)
     assert of_calls(text, **greedy) == in_call
     assert len(in_call[0]["generated_token_ids"]) == 4 + GREEDY["max_new_tokens"]
-
-
-def test_a_prefix_is_refused_for_chats(ours: TextGenerationPipeline) -> None:
-    with pytest.raises(InputError, match=r"prefix='Penguins. ' goes before texts, and the input is a chat"):
-        ours([USER], prefix="Penguins. ", **GREEDY)
-
-
-@pytest.mark.parametrize("name", ["output_attentions", "output_hidden_states"])
-def test_what_records_cannot_show_is_refused(ours: TextGenerationPipeline, name: str) -> None:
-    with pytest.raises(UnsupportedOptionError, match=f"{name}=True: the records"):
-        ours("a", return_dict_in_generate=True, **{name: True}, **GREEDY)
-    config = GenerationConfig(return_dict_in_generate=True, **{name: True})
-    with pytest.raises(UnsupportedOptionError, match=f"{name}=True: the records"):
-        ours("a", generation_config=config)
-
-
-def test_refusals_give_their_reason(ours: TextGenerationPipeline, checkpoint: Path) -> None:
-    with pytest.raises(UnsupportedOptionError, match="num_workers is not in this version; prompts are encoded"):
-        ours("a", num_workers=2)
-    with pytest.raises(InputError, match=r"return_type=9 is none of 0 \(TENSORS\), 1 \(NEW_TEXT\), 2 \(FULL_TEXT\)"):
-        ours("a", return_type=9)
-    with pytest.raises(InputError, match="is a dict and must"):
-        ours("a", generation_config={"max_new_tokens": 3})
-    with pytest.raises(InputError, match=r"^there is no kind of device 'foo': give 'cpu'.{0,40}$"):
-        pipeline(model=str(checkpoint), device="foo")
-    base: Any = AutoModel.from_pretrained(checkpoint)
-    with pytest.raises(InputError, match="model is a CohereModel, which does not generate text: give a Cohere"):
-        pipeline(model=base, tokenizer=ours.tokenizer)
-
-
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
-def test_a_device_that_is_not_there() -> None:
-    with pytest.raises(InputError, match=r"^there is no 'cuda:1' here: give 'cpu'$"):
-        as_device("cuda:1")
-    for wrong in (7.5, True):
-        with pytest.raises(InputError, match=f"device={wrong} is neither a name"):
-            as_device(wrong)

@@ -15,6 +15,7 @@ from quarterdeck.config import CohereConfig
 from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.locate import EMBEDDED_MODEL, HubOptions
 from quarterdeck.model import CohereForCausalLM
+from quarterdeck.pipelines.options import CallOptions
 from quarterdeck.pipelines.text_generation import TextGenerationPipeline
 from quarterdeck.tokenizer import CohereTokenizerFast
 
@@ -72,6 +73,8 @@ def pipeline(
         CheckpointError, ConfigError, TokenizerError: the model cannot be loaded.
     """
     _check_choices(task, framework, use_fast, trust_remote_code)
+    _check_assistant(assistant_model)
+    CallOptions.of(options)  # what is no option is refused before anything is loaded
     if dtype == "auto" and torch_dtype is not None:
         dtype = torch_dtype
     if model is None and tokenizer is not None:
@@ -100,7 +103,11 @@ def pipeline(
 
 
 def as_device(device: Device | None) -> torch.device:
-    """The device meant by a name, by an accelerator's number (-1: the CPU), or by None (the first accelerator)."""
+    """The device meant by a name, by an accelerator's number (-1: the CPU), or by None (the first accelerator).
+
+    Raises:
+        InputError: neither a name nor a number, or a device that is not there.
+    """
     if isinstance(device, str | torch.device):
         return _named_device(device)
     if device is not None and (not isinstance(device, int) or isinstance(device, bool)):
@@ -140,6 +147,13 @@ def _check_choices(task: str | None, framework: str | None, use_fast: bool, trus
         raise UnsupportedOptionError("use_fast=False: Cohere models have no tokenizer written in Python; leave it out")
     if trust_remote_code:
         raise UnsupportedOptionError("trust_remote_code=True: code from a checkpoint is never run; leave it out")
+
+
+def _check_assistant(assistant: object) -> None:
+    if not isinstance(assistant, str | os.PathLike | CohereForCausalLM | None):
+        raise InputError(
+            f"assistant_model is {assistant!r}, but must be a CohereForCausalLM, a model's name, or None for no draft"
+        )
 
 
 def _assistant(

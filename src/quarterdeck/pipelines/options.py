@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -77,13 +78,14 @@ class CallOptions:
                 raise InputError("stop_sequence and stop_strings are one option: give all texts in stop_strings")
             rest["stop_strings"] = stop
         for name, reason in _REFUSED.items():
-            if rest.pop(name, None) not in (None, 0):
+            value = rest.pop(name, None)
+            if not (value is None or value == 0):
                 raise UnsupportedOptionError(f"{name} is not in this version; {reason}")
         return_type = _return_type(**{name: rest.pop(name, None) for name in _RETURN_OPTIONS})
         own = {name: rest.pop(name) for name in _OWN if name in rest}
         for name in rest:
             if name not in _GENERATE:
-                raise UnsupportedOptionError(describe_unknown(name))
+                raise UnsupportedOptionError(_unknown(name))
         if own.get("max_length") is not None:
             rest["max_length"] = own["max_length"]
         return cls(return_type=return_type, generate=rest, **own)
@@ -102,16 +104,52 @@ class CallOptions:
         )
 
 
+_OTHER_TASKS = "it belongs to other tasks than text-generation; leave it out"
 _REFUSED = {
     "num_workers": "prompts are encoded as they are needed, without worker processes; leave it out",
+    "feature_extractor": _OTHER_TASKS,
+    "image_processor": _OTHER_TASKS,
+    "processor": _OTHER_TASKS,
+    "pipeline_class": "there is one pipeline, TextGenerationPipeline, to be called by its own name; leave it out",
 }
-"""Options of the same pipeline elsewhere, and what to do instead."""
+"""Options of the same pipeline elsewhere, and what to do instead. None asks for nothing, nor does 0."""
+
+_TEMPLATE = "is for the chat template: give tokenizer_encode_kwargs={{{name!r}: ...}}, or ask LLM.chat({name}=...)"
+_LOADING = "is for loading: give model_kwargs={{{name!r}: ...}} to pipeline(...)"
+_ELSEWHERE = {
+    **dict.fromkeys(("documents", "tools"), _TEMPLATE),
+    "citation_mode": "is for grounded chats: ask LLM.chat(citation_mode=...)",
+    "inputs": "is the prompt: give it as the first argument of the call",
+    **dict.fromkeys(
+        ("attn_implementation", "quantization_config", "max_memory", "offload_folder", "gguf_file"), _LOADING
+    ),
+    **dict.fromkeys(("cache_dir", "local_files_only", "force_download", "subfolder"), _LOADING),
+}
+"""Names that are no options of calls, and where they belong."""
 
 _RETURN_OPTIONS = ("return_full_text", "return_tensors", "return_text", "return_type")
 _OWN = tuple(item.name for item in fields(CallOptions) if item.name not in ("return_type", "generate"))
 _GENERATE = {*OPTIONS, *(name for name, reason in CALL_ARGUMENTS.items() if reason is None), "generation_config"} - {
     "inputs"
 }
+
+
+def _unknown(name: str) -> str:
+    """The message for a name that is no option: where it belongs, or what may have been meant."""
+    if name in _ELSEWHERE:
+        return f"{name!r} is no option of the pipeline; it {_ELSEWHERE[name].format(name=name)}"
+    if name in CALL_ARGUMENTS:
+        return describe_unknown(name)
+    close = difflib.get_close_matches(name, [*_OWN, *_RETURN_OPTIONS, *sorted(_GENERATE), *_OF_PIPELINE], n=3)
+    meant = f"did you mean {' or '.join(map(repr, close))}?" if close else "leave it out"
+    return f"{name!r} is neither an option of the pipeline nor one of model.generate: {meant}"
+
+
+_OF_PIPELINE = (
+    *("stop_sequence", "model", "config", "tokenizer", "framework", "revision", "use_fast", "token", "device"),
+    *("device_map", "dtype", "torch_dtype", "trust_remote_code", "model_kwargs"),
+)
+"""Further names to be misspelt: the arguments of `quarterdeck.pipeline`."""
 
 
 def _return_type(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quarterdeck.chat.messages import Message as MessageValue
 from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.generation.callers import check_config
 from quarterdeck.generation.config import GenerationConfig
@@ -111,9 +112,9 @@ class TextGenerationPipeline:
         """Continue a text, or answer a conversation.
 
         Args:
-            text_inputs: a text; a chat (a list of messages with ``role`` and ``content``); a list of either; or a
-                generator, a dataset, or anything else that gives one after the other. A chat that ends with the
-                assistant's message has that message continued.
+            text_inputs: a text; a chat (a list of messages with ``role`` and ``content``: dictionaries, or values of
+                `quarterdeck.Message`); a list of either; or a generator, a dataset, or anything else that gives one
+                after the other. A chat that ends with the assistant's message has that message continued.
             options: those of :class:`quarterdeck.pipelines.options.CallOptions`; one of ``return_full_text``,
                 ``return_tensors``, ``return_text``; and those of ``model.generate``.
 
@@ -122,6 +123,10 @@ class TextGenerationPipeline:
             messages, the answer included) or ``generated_token_ids``; for a list of prompts a list of such lists;
             for a generator or a dataset an iterator of such lists, each made when it is asked for.
 
+        What is drawn after ``torch.manual_seed`` is what the pipeline of transformers draws. There, several prompts
+        (a list, a generator, a dataset) go through a data loader, which takes one number from torch's generator
+        before the first prompt; so does this pipeline, unless ``seed`` makes it independent of that generator.
+
         Raises:
             InputError: input or options that cannot be right.
         """
@@ -129,8 +134,15 @@ class TextGenerationPipeline:
         if isinstance(text_inputs, str) or _is_chat(text_inputs):
             return next(self._run([_checked(text_inputs)], call))
         if isinstance(text_inputs, list | tuple):
-            return list(self._run([_checked(prompt) for prompt in text_inputs], call))
-        return self._run(map(_checked, _one_by_one(text_inputs)), call)
+            return list(self._run_several([_checked(prompt) for prompt in text_inputs], call))
+        return self._run_several(map(_checked, _one_by_one(text_inputs)), call)
+
+    def _run_several(self, prompts: Iterable[Prompt], call: CallOptions) -> Iterator[list[Record]]:
+        """Those of a list or a stream, drawn as the peer draws them."""
+        config = call.generate.get("generation_config", self.generation_config)
+        if call.generate.get("seed") is None and getattr(config, "seed", None) is None:
+            torch.empty((), dtype=torch.int64).random_()  # as its data loader does
+        yield from self._run(prompts, call)
 
     def _run(self, prompts: Iterable[Prompt], call: CallOptions) -> Iterator[list[Record]]:
         size = call.batch_size or 1
@@ -273,7 +285,7 @@ def _defaults(of_model: GenerationConfig | None) -> GenerationConfig:
 
 
 def _is_chat(value: object) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
+    return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping | MessageValue)
 
 
 def _one_by_one(source: Any) -> Iterable[Any]:
@@ -293,11 +305,23 @@ def _checked(prompt: Any) -> Prompt:
         raise InputError(
             f"a prompt is a {type(prompt).__name__}, but must be a text or a chat: a list of messages, not empty"
         )
+    prompt = [_plain(message) if isinstance(message, MessageValue) else message for message in prompt]
     for message in prompt:
         if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
             raise InputError(f"a message of a chat is {message!r}, but must be a dict with 'role' and 'content'")
     chat: Chat = prompt
     return chat
+
+
+def _plain(message: MessageValue) -> Message:
+    """The dictionary of a message that has nothing but a content."""
+    more = [name for name in ("tool_plan", "tool_calls", "citations", "documents") if getattr(message, name)]
+    if more or message.role == "tool":
+        raise InputError(
+            f"a message of a chat has {', '.join(more) or 'the role tool'}, which the tokenizer's chat template has no "
+            "place for: ask LLM.chat"
+        )
+    return {"role": message.role, "content": message.content}
 
 
 def _continues(chat: Chat, call: CallOptions) -> bool:
