@@ -17,7 +17,7 @@ from quarterdeck import AttentionMaskVisualizer, AutoModelForCausalLM, AutoToken
 from quarterdeck.errors import ChatError, InputError
 from quarterdeck.visualize.passes import mask_of
 from quarterdeck.visualize.requests import read_texts, with_past
-from quarterdeck.visualize.values import Role, label
+from quarterdeck.visualize.values import Role
 from visualize_support import peer_visualizer
 
 pytest_plugins = ["checkpoint_fixtures"]
@@ -280,7 +280,10 @@ def test_a_loaded_model_is_used_and_left_as_it_was(checkpoint: Path) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
     model.train()
     view = AttentionMaskVisualizer(model, tokenizer=tokenizer).view(SENTENCE, layer=1, head=2)
-    assert model.training
+    assert all(module.training for module in model.modules())
+    model.model.layers[0].eval()  # a frozen part, say: it stays so
+    AttentionMaskVisualizer(model, tokenizer=tokenizer).view(SENTENCE, weights=True)
+    assert {module for module in model.modules() if not module.training} == set(model.model.layers[0].modules())
     chosen = view.rows[0].chosen_weights(view.layer, view.head)
     assert chosen is not None
     assert view.weights is not None
@@ -361,11 +364,6 @@ def test_sections_cover_all_tokens(visualizer: AttentionMaskVisualizer) -> None:
         assert borders[:-1] == [section.start for section in row.sections]
 
 
-def test_labels_show_spaces_and_no_commands() -> None:
-    assert label(" a\n\tb") == "␣a⏎⇥b"
-    assert not re.search(r"[\x00-\x1f\x7f-\x9f\u202e]", label("\x1b[31m\x9b\u202e\x00"))
-
-
 # ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 REFUSED: dict[str, tuple[Callable[[AttentionMaskVisualizer], Any], str]] = {
@@ -374,6 +372,13 @@ REFUSED: dict[str, tuple[Callable[[AttentionMaskVisualizer], Any], str]] = {
     "packed with cache": (lambda v: v.view(packed=["a", "b"], past=1), "no cache"),
     "packed with documents": (lambda v: v.view(packed=["a"], documents=[]), "documents belong"),
     "packed no list": (lambda v: v.view(packed="ab"), "list of texts"),
+    "past no whole number": (lambda v: v.view("a b c", past=1.5), "past is 1.5, but must be a whole number"),  # type: ignore[arg-type]
+    "past a text": (lambda v: v.view("a b c", past="1"), "past is '1', but must be"),  # type: ignore[arg-type]
+    "past a truth": (lambda v: v.view("a b c", past=True), "past is True, but must be"),
+    "pad_to a text": (lambda v: v.view("a b c", pad_to="8"), "pad_to is '8', but must be"),  # type: ignore[arg-type]
+    "cache of a text": (lambda v: v.view("a b c", max_cache_len="4"), "max_cache_len is '4', but must be"),  # type: ignore[arg-type]
+    "no model": (lambda _: AttentionMaskVisualizer(None), "there is nothing to load"),  # type: ignore[arg-type]
+    "a number for a model": (lambda _: AttentionMaskVisualizer(3), "there is nothing to load"),  # type: ignore[arg-type]
     "past too far": (lambda v: v.view("a", past=2), "past is 2, but must be in 0 to 1"),
     "cache too small": (lambda v: v.view("a b c", max_cache_len=1), "max_cache_len is 1"),
     "pad_to too small": (lambda v: v.view("a b c", pad_to=1), "pad_to is 1"),

@@ -16,7 +16,7 @@ from quarterdeck.errors import InputError
 from quarterdeck.visualize.condensing import make_grid
 from quarterdeck.visualize.page import WEIGHT_SCALE
 from quarterdeck.visualize.palette import HEAT_EXPONENT, heat_color, heat_top, palettes
-from quarterdeck.visualize.values import State
+from quarterdeck.visualize.values import State, label
 from visualize_support import SVG, Page, seen, svg_states, text_states
 
 pytest_plugins = ["checkpoint_fixtures"]
@@ -205,6 +205,11 @@ def test_a_terminal_is_not_commanded_by_a_text(visualizer: AttentionMaskVisualiz
     assert re.sub(r"\x1b\[\d+m", "", colored) == picture
 
 
+def test_labels_show_spaces_and_no_commands() -> None:
+    assert label(" a\n\tb") == "␣a⏎⇥b"
+    assert not re.search(r"[\x00-\x1f\x7f-\x9f\u202e]", label("\x1b[31m\x9b\u202e\x00"))
+
+
 def test_a_notebook_gets_the_page_in_a_frame(visualizer: AttentionMaskVisualizer) -> None:
     view = visualizer.view(NASTY)
 
@@ -288,7 +293,16 @@ def test_save_writes_what_the_name_asks_for(visualizer: AttentionMaskVisualizer,
     assert view.save(tmp_path / "a.txt").read_text(encoding="utf-8") == view.text(100) + "\n"
     with pytest.raises(InputError, match=r"'a\.png' does not say"):
         view.save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"no folder '.*not there' to write x\.html into"):
+        view.save(tmp_path / "not there" / "x.html")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.HTML", "a.svg", "a.txt"]
+
+
+def test_a_view_is_shown_in_one_line_and_printed_as_a_picture(visualizer: AttentionMaskVisualizer) -> None:
+    view = visualizer.view(SENTENCE, past=2)
+    assert repr(view) == f"<AttentionView: {view.title}, {', '.join(view.notes)}>"
+    assert "2 in the cache" in repr(view)
+    assert str(view) == view.text()
 
 
 def test_titles_say_what_is_drawn(visualizer: AttentionMaskVisualizer) -> None:

@@ -77,17 +77,21 @@ def mask_of(config: CohereConfig, run: Pass, layer: int = 0) -> AttentionMask:
 
 @torch.no_grad()
 def weights_of(model: CohereModel, run: Pass) -> Tensor:
-    """``[B, L, H, T, S]`` in float32: the attention weights of a real pass, run with the eager backend."""
+    """``[B, L, H, T, S]`` in float32: the attention weights of a real pass, run with the eager backend.
+
+    Every module of the model is in evaluation meanwhile, and in its own mode again afterwards.
+    """
     length = run.input_ids.shape[1]
     cache = _real_cache(model.config, run)
-    was_training = model.training
+    was_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         if run.start:
             _forward(model, run, 0, run.start, cache, False)
         attentions = _forward(model, run, run.start, length, cache, True)["attentions"]
     finally:
-        model.train(was_training)
+        for module in was_training:
+            module.training = True
     return torch.stack([layer.float().cpu() for layer in attentions], dim=1)
 
 

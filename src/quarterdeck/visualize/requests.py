@@ -47,7 +47,13 @@ def is_chat(text: object, documents: object) -> bool:
 def read_texts(
     tokenizer: CohereTokenizerFast, text: str | Sequence[str], padding: Side | None, pad_to: int | None
 ) -> Request:
-    """One text, or several side by side in a batch, padded to the longest or to ``pad_to`` tokens."""
+    """One text, or several side by side in a batch, padded to the longest or to ``pad_to`` tokens.
+
+    Raises:
+        InputError: a text without tokens, a side or a length that cannot be, or no token to pad with.
+    """
+    if pad_to is not None:
+        _check_whole("pad_to", pad_to)
     texts = [text] if isinstance(text, str) else list(text)
     encoded = [list(tokenizer(each)["input_ids"]) for each in texts]
     _check_not_empty(encoded)
@@ -68,7 +74,11 @@ def read_texts(
 
 
 def read_packed(tokenizer: CohereTokenizerFast, texts: Sequence[str]) -> Request:
-    """Several texts one behind the other in one row; positions begin again with each."""
+    """Several texts one behind the other in one row; positions begin again with each.
+
+    Raises:
+        InputError: no list of texts, or a text without tokens.
+    """
     if not _are_texts(texts):
         raise InputError("packed must be a list of texts, at least one")
     encoded = [list(tokenizer(text)["input_ids"]) for text in texts]
@@ -94,7 +104,11 @@ def read_chat(
     citation_mode: CitationMode,
     add_generation_prompt: bool | None,
 ) -> Request:
-    """A conversation as the model reads it, with its turns and documents."""
+    """A conversation as the model reads it, with its turns and documents.
+
+    Raises:
+        ChatError: a conversation that cannot be right.
+    """
     if add_generation_prompt is None:
         add_generation_prompt = not _ends_with_assistant(messages)
     prompt = render(
@@ -108,7 +122,14 @@ def read_chat(
 
 
 def with_past(request: Request, past: int, max_cache_len: int | None) -> Request:
-    """The same texts with their first ``past`` tokens in the cache; a negative number leaves that many outside."""
+    """The same texts with their first ``past`` tokens in the cache; a negative number leaves that many outside.
+
+    Raises:
+        InputError: lengths that are no whole numbers or do not fit the text, or a cache for packed texts.
+    """
+    _check_whole("past", past)
+    if max_cache_len is not None:
+        _check_whole("max_cache_len", max_cache_len)
     length = request.run.input_ids.shape[1]
     start = length + past if past < 0 else past
     if not 0 <= start < length:
@@ -121,6 +142,12 @@ def with_past(request: Request, past: int, max_cache_len: int | None) -> Request
     if max_cache_len is not None and max_cache_len < length:
         raise InputError(f"max_cache_len is {max_cache_len}, but the text has {length} tokens: give at least that")
     return replace(request, run=replace(request.run, start=start, slots=max_cache_len))
+
+
+def _check_whole(name: str, number: object) -> None:
+    """Raises InputError if this is no number of tokens."""
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise InputError(f"{name} is {number!r}, but must be a whole number of tokens")
 
 
 def _are_texts(value: object) -> bool:

@@ -24,7 +24,7 @@ from quarterdeck.visualize.values import Row
 _FRAME_HEIGHT = 760
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AttentionView:
     """The attention of one forward pass; made by `AttentionMaskVisualizer.view`.
 
@@ -97,7 +97,7 @@ class AttentionView:
         """Write the picture that the name asks for: ``.txt``, ``.svg``, ``.html`` or ``.htm``; returns the path.
 
         Raises:
-            InputError: another ending.
+            InputError: another ending, or a folder that does not exist.
         """
         target = Path(path)
         ways: Mapping[str, Callable[[], str]] = {
@@ -108,6 +108,8 @@ class AttentionView:
         }
         if target.suffix.lower() not in ways:
             raise InputError(f"'{target.name}' does not say what to write: end it with {', '.join(ways)}")
+        if not target.parent.is_dir():
+            raise InputError(f"there is no folder '{target.parent}' to write {target.name} into: make it first")
         content = ways[target.suffix.lower()]()
         beside = target.with_name(f".{target.name}.part")
         beside.write_text(content, encoding="utf-8")
@@ -116,6 +118,10 @@ class AttentionView:
 
     def __str__(self) -> str:
         return self.text()
+
+    def __repr__(self) -> str:
+        """One line, since the picture is long: ``print`` draws it."""
+        return f"<{type(self).__name__}: {', '.join((self.title, *self.notes))}>"
 
     def _repr_html_(self) -> str:
         """The page in a frame of its own, for notebooks."""
