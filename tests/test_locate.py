@@ -10,12 +10,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants, file_download
 
 from hub_stand_in import MAIN, OLDER, HubStandIn, Repository, hub_in_place
-from quarterdeck import locate
+from quarterdeck import AutoConfig, AutoTokenizer, locate
 from quarterdeck.errors import CheckpointError, CheckpointNotFoundError, InputError
 from quarterdeck.locate import HubOptions, download, local_folder, resolve_file
 
@@ -105,6 +106,13 @@ def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
 def test_an_empty_name() -> None:
     with pytest.raises(InputError, match="empty"):
         resolve_file("", "config.json")
+
+
+@pytest.mark.parametrize("name", [None, 3, b"folder"], ids=repr)
+def test_what_is_no_name(name: Any) -> None:
+    for load in (local_folder, AutoTokenizer.from_pretrained, AutoConfig.from_pretrained):
+        with pytest.raises(InputError, match=f"there is nothing to load: a model's name is {name!r}"):
+            load(name)
 
 
 def test_a_local_folder_does_not_import_the_hub_library(tmp_path: Path) -> None:

@@ -195,9 +195,9 @@ def local_folder(name_or_dir: str | os.PathLike[str]) -> Path | None:
 
     Raises:
         CheckpointNotFoundError: the name is a path and there is no folder there.
-        InputError: the name is empty.
+        InputError: the name is empty, or no name.
     """
-    name = os.fspath(name_or_dir)
+    name = _as_name(name_or_dir)
     if not name:
         raise InputError(f"a model's name is empty; give '{EMBEDDED_MODEL}', a folder or a hub id")
     folder = Path(name).expanduser()
@@ -225,9 +225,9 @@ def gguf_path(name_or_dir: str | os.PathLike[str] | None, gguf_file: str | None,
 
     Raises:
         CheckpointNotFoundError: no such file.
-        InputError: ``gguf_file`` is no name of such a file, or two files are named.
+        InputError: ``gguf_file`` is no name of such a file, or two files are named, or the model's name is none.
     """
-    name = "" if name_or_dir is None else os.fspath(name_or_dir)
+    name = "" if name_or_dir is None else _as_name(name_or_dir)
     path = Path(name).expanduser()
     is_file = name.lower().endswith(_GGUF) and not path.is_dir()
     if gguf_file is None:
@@ -285,6 +285,22 @@ def download(
         cache_dir=cache_dir,
         local_files_only=local_files_only,
         force_download=force_download,
+    )
+
+
+def _as_name(name_or_dir: object) -> str:
+    """The name as text, of whatever a caller gave for one.
+
+    Raises:
+        InputError: it is no name.
+    """
+    if isinstance(name_or_dir, str | os.PathLike):
+        name = os.fspath(name_or_dir)
+        if isinstance(name, str):
+            return name
+    raise InputError(
+        f"there is nothing to load: a model's name is {name_or_dir!r}, but must be '{EMBEDDED_MODEL}', a folder or a "
+        "hub id"
     )
 
 
