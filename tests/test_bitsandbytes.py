@@ -291,6 +291,17 @@ def test_configurations_that_cannot_be(fields: dict[str, Any], message: str) -> 
         BitsAndBytesConfig(**fields)
 
 
+def test_unknown_fields_are_refused_by_name() -> None:
+    """They are not in transformers, which notes them in its log and goes on."""
+    transformers.BitsAndBytesConfig(load_in_4bits=True)
+    for make in (
+        lambda: BitsAndBytesConfig(load_in_4bits=True, a=1),
+        lambda: BitsAndBytesConfig.from_dict({"a": 1, "load_in_4bits": True}),
+    ):
+        with pytest.raises(UnsupportedOptionError, match=r"has no 'a', 'load_in_4bits'; it has bnb_.*load_in_4bit"):
+            make()
+
+
 def test_configurations_that_ask_for_nothing_or_for_something_unknown(plain: Path) -> None:
     with pytest.raises(InputError, match="load_in_4bit=True or load_in_8bit=True"):
         ours(plain, {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -24,7 +24,7 @@ _DTYPES = ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage")
 _ALSO_WRITTEN = ("quant_method", "_load_in_4bit", "_load_in_8bit")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class BitsAndBytesConfig:
     """How bitsandbytes is to hold the weights of the decoder's linears; embedding and tied head stay as they are.
 
@@ -45,6 +45,7 @@ class BitsAndBytesConfig:
 
     Raises:
         InputError: a value that cannot be right, or both sizes at once.
+        UnsupportedOptionError: a field that is unknown, which transformers notes in its log and forgets.
     """
 
     load_in_8bit: bool = False
@@ -60,7 +61,31 @@ class BitsAndBytesConfig:
 
     quant_method: ClassVar[str] = "bitsandbytes"
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        load_in_8bit: bool = False,
+        load_in_4bit: bool = False,
+        llm_int8_threshold: float = 6.0,
+        llm_int8_skip_modules: list[str] | None = None,
+        llm_int8_enable_fp32_cpu_offload: bool = False,
+        llm_int8_has_fp16_weight: bool = False,
+        bnb_4bit_compute_dtype: torch.dtype | str | None = None,
+        bnb_4bit_quant_type: str = "fp4",
+        bnb_4bit_use_double_quant: bool = False,
+        bnb_4bit_quant_storage: torch.dtype | str | None = None,
+        **unknown: Any,
+    ) -> None:
+        _refuse(unknown)
+        values: tuple[Any, ...] = (
+            *(load_in_8bit, load_in_4bit, llm_int8_threshold, llm_int8_skip_modules),
+            *(llm_int8_enable_fp32_cpu_offload, llm_int8_has_fp16_weight, bnb_4bit_compute_dtype),
+            *(bnb_4bit_quant_type, bnb_4bit_use_double_quant, bnb_4bit_quant_storage),
+        )
+        for field, value in zip(fields(self), values, strict=True):
+            object.__setattr__(self, field.name, value)
+        self._check()
+
+    def _check(self) -> None:
         for name, default in zip(_DTYPES, (torch.float32, torch.uint8), strict=True):
             object.__setattr__(self, name, _dtype(name, getattr(self, name), default))
         for name in _FLAGS:
@@ -103,14 +128,7 @@ class BitsAndBytesConfig:
             UnsupportedOptionError: a field that is unknown.
             InputError: a value that cannot be right.
         """
-        known = {field.name for field in fields(cls)}
-        unknown = [name for name in values if name not in known and name not in _ALSO_WRITTEN]
-        if unknown:
-            raise UnsupportedOptionError(
-                f"a bitsandbytes configuration has no {', '.join(map(repr, sorted(unknown)))}; "
-                f"it has {', '.join(sorted(known))}"
-            )
-        return cls(**{name: value for name, value in values.items() if name in known})
+        return cls(**{name: value for name, value in values.items() if name not in _ALSO_WRITTEN})
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds, readable for transformers too."""
@@ -135,6 +153,15 @@ class BitsAndBytesConfig:
                     "this was made from"
                 )
         return replace(asked, llm_int8_skip_modules=self.llm_int8_skip_modules)
+
+
+def _refuse(unknown: Iterable[str]) -> None:
+    """Raises UnsupportedOptionError that names what is no field."""
+    if names := sorted(unknown):
+        raise UnsupportedOptionError(
+            f"a bitsandbytes configuration has no {', '.join(map(repr, names))}; it has "
+            f"{', '.join(sorted(field.name for field in fields(BitsAndBytesConfig)))}: leave out what it has not"
+        )
 
 
 def _dtype(field: str, value: Any, default: torch.dtype) -> torch.dtype:
