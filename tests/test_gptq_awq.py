@@ -268,6 +268,7 @@ def test_such_a_checkpoint_can_be_converted(tmp_path: Path) -> None:
         ({"is_marlin_format": True}, "is_marlin_format=True"),
         ({"dynamic": {"-:lm_head": {}}}, "dynamic="),
         ({"quant_method": "awq", "version": "gemv"}, "version='gemv'"),
+        ({"quant_method": "awq", "checkpoint_format": "gemv_fast"}, "checkpoint_format='gemv_fast'"),
         ({"quant_method": "awq", "bits": 8}, "bits=8"),
     ],
 )

@@ -59,7 +59,8 @@ class GroupedLayout:
         """
         method = values["quant_method"]
         bits = values.get("bits", values.get("w_bit"))
-        key = "checkpoint_format" if method == "gptq" else "version"
+        # GPTQModel writes the first name for AWQ too, AutoAWQ the second
+        key = "version" if method == "awq" and "version" in values else "checkpoint_format"
         variant = str(values.get(key) or _FORMATS[method][0]).lower()
         checks = {
             "bits": (bits, _BITS[method]),
