@@ -15,7 +15,7 @@ PACKAGE = Path(quarterdeck.__file__).parent
 ROOMS = (
     "_version errors activations gguf hub locate rope config_checks config_files config tokenization tokenizer chat "
     "kernels attention cache outputs loss model_inputs quantization parallel weights generation memory model_base "
-    "pretrained model auto pipelines llm engine training visualize server cli __init__ __main__"
+    "pretrained model fusion auto pipelines llm engine training visualize server cli __init__ __main__"
 ).split()
 
 

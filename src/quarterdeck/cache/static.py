@@ -74,6 +74,15 @@ class StaticLayer(CacheLayer):
             self._length, self._is_counted = max(self._length, int(self._last) + 1), True
         return self._length
 
+    def share(self, other: StaticLayer) -> None:
+        """Use the buffers of another, with what is in them."""
+        self.keys, self.values, self._last = other.keys, other.values, other._last
+        self._length, self._is_counted = other._length, other._is_counted
+
+    def note_written(self) -> None:
+        """Say that the device has written to the buffers without a call from here."""
+        self._is_counted = False
+
     def crop(self, length: int) -> None:
         """Forget all but the first ``length`` positions; they are zeroed."""
         self._length = min(length, self.get_seq_length())
@@ -177,6 +186,19 @@ class StaticCache(Cache):
         if cache_position is not None and is_looked_at and not torch.compiler.is_compiling():
             check_room(int(cache_position.max()) + 1, self.max_cache_len)
         return super().update(key, value, layer_idx, cache_position)
+
+    def share(self, other: StaticCache) -> None:
+        """Use the buffers of another cache of the same size, with what is in them."""
+        for layer, theirs in zip(self.layers, other.layers, strict=True):
+            assert isinstance(layer, StaticLayer)
+            assert isinstance(theirs, StaticLayer)
+            layer.share(theirs)
+
+    def note_written(self) -> None:
+        """Say that the device has written to the buffers without :meth:`update`, as a recorded step does."""
+        for layer in self.layers:
+            assert isinstance(layer, StaticLayer)
+            layer.note_written()
 
     def key_length(self, new: int) -> int:
         """The whole cache; where it is offloaded, what is stored and ``new`` more."""

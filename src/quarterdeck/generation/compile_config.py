@@ -10,6 +10,8 @@ from quarterdeck.errors import InputError, UnsupportedOptionError
 
 DEFAULT_BACKEND = "inductor"
 DEFAULT_MODE = "reduce-overhead"
+GRAPH_BACKEND = "cuda_graph"
+"""No compiler: the step is recorded as it is (:mod:`quarterdeck.generation.graphs`)."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class CompileConfig:
     Attributes:
         fullgraph: fail where the step is not one program. Ours is, unless modules were put in that are not.
         dynamic: compile for all sizes at once; None lets the compiler decide, False makes a program for each.
-        backend: name of the compiler, or a function of a graph and its inputs.
+        backend: name of the compiler, or a function of a graph and its inputs; ``"cuda_graph"`` compiles nothing and
+            records the step on CUDA as it is.
         mode: a trade-off of the ``"inductor"`` backend, with CUDA graphs by default. Other backends have no modes and
             are given none.
         options: settings of the backend. They take the place of a mode.
@@ -49,6 +52,12 @@ class CompileConfig:
             raise InputError(
                 f"mode={self.mode!r} has no effect with backend={self.backend!r} and options={self.options!r}: leave "
                 "it out, or use the inductor backend without options"
+            )
+
+        if self.backend == GRAPH_BACKEND and (self.fullgraph or self.dynamic is not None or self.options):
+            raise InputError(
+                f"fullgraph={self.fullgraph!r}, dynamic={self.dynamic!r}, options={self.options!r} are for a compiler, "
+                f"and backend={GRAPH_BACKEND!r} is none: leave them out"
             )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompileConfig:
