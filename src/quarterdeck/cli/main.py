@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from quarterdeck._version import __version__
-from quarterdeck.cli import chat, convert, download, env, plan, quantize, run, visualize
+from quarterdeck.cli import bench, chat, convert, download, env, plan, quantize, run, visualize
 from quarterdeck.cli.arguments import UsageError
 from quarterdeck.cli.command_parser import CommandParser
 from quarterdeck.errors import QuarterdeckError
@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__, help="print the version and exit")
     parser.set_defaults(execute=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=CommandParser)
-    for command in (run, chat, plan, quantize, convert, env, download, visualize):
+    for command in (run, chat, plan, bench, quantize, convert, env, download, visualize):
         command.add_parser(commands)
     return parser
 

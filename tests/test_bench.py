@@ -1,0 +1,78 @@
+"""``quarterdeck bench``: its counts against others' counts, and what it prints."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from quarterdeck import CohereConfig, CohereForCausalLM
+from quarterdeck.cli.main import main
+from quarterdeck.cli.measuring import prefill_operations, seconds, step_bytes
+
+FIELDS: dict[str, Any] = {
+    "vocab_size": 90,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "eos_token_id": 7,
+}
+
+
+def test_operations_are_those_that_torch_counts() -> None:
+    model = CohereForCausalLM(CohereConfig(**FIELDS, attn_implementation="eager"))
+    batch, prompt = 3, 20
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.randint(0, 90, (batch, prompt)), logits_to_keep=1)
+    head = 2 * batch * 90 * 32
+    square = 2 * 2 * batch * prompt**2 * 32 * 2  # eager computes all of it: two products in each of two layers
+    own = prefill_operations(model, batch, prompt)
+    norms = 2 * batch * prompt * 3 * 32  # counted as weights, though they are no products
+    assert own - norms == counter.get_total_flops() - head - square / 2
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bytes_of_a_step_are_weights_and_cache(tied: bool) -> None:
+    model = CohereForCausalLM(CohereConfig(**FIELDS, tie_word_embeddings=tied)).eval()
+    with torch.no_grad():
+        cache = model(torch.randint(0, 90, (2, 11)), use_cache=True).past_key_values
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    read = sum(parameter.nbytes for name, parameter in model.named_parameters() if tied or "embed_tokens" not in name)
+    assert step_bytes(model, 2, 11) == held + read
+
+
+def test_the_first_call_is_not_counted() -> None:
+    calls: list[int] = []
+    assert seconds(lambda: calls.append(1), torch.device("cpu"), repeats=3) >= 0
+    assert len(calls) == 4
+
+
+def test_json_has_a_line_for_each_length_and_number(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "bench --prompt 9,5 --batch 2 --new 2 --repeats 1 --quantization int8 --device cpu --json"
+    assert main(command.split()) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["model"], found["quantization"], found["dtype"]) == ("midshipman", "int8", "bfloat16")
+    assert [(one["batch"], one["prompt"], one["new"]) for one in found["speeds"]] == [(2, 9, 2), (2, 5, 2)]
+    for one in found["speeds"]:
+        assert one["decode_tokens"] * one["step_seconds"] == pytest.approx(2)
+        assert one["prefill_tokens"] * one["prefill_seconds"] == pytest.approx(2 * one["prompt"])
+    assert all(value > 0 for value in found["limits"].values() if value is not None)
+
+
+def test_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("bench --prompt 4 --batch 1 --new 1 --repeats 1 --device cpu --dtype float32".split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "float32" in lines[0]
+    assert "GB/s read" in lines[1]
+    assert lines[-1].split()[:2] == ["1", "4"]
+
+
+def test_what_has_no_room_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--prompt", "4000"]) == 2
+    assert "this model has room for 2048" in capsys.readouterr().err
+    assert main(["bench", "--prompt", "0"]) == 2
