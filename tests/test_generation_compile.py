@@ -15,7 +15,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from parity import assert_close, make_ours, padding_mask, random_ids
 from quarterdeck import CohereForCausalLM, CompileConfig, GenerationConfig, StaticCache
 from quarterdeck.errors import InputError, UnsupportedOptionError
-from quarterdeck.generation.compiled import CompiledSteps, padded_room, steps_of
+from quarterdeck.generation.caches import make_cache
+from quarterdeck.generation.compiled import CompiledSteps, compiled_step, padded_room, steps_of
 
 B = 2
 GREEDY: dict[str, Any] = {
@@ -188,6 +189,56 @@ def test_nothing_is_compiled_unless_asked_for_on_the_cpu(model: CohereForCausalL
     assert ours.past_key_values.max_cache_len == 5 + 6 - 1
     assert len(steps_of(model)) == 0
     assert model.generate(ids, **GREEDY, **options).past_key_values.max_cache_len == 256
+
+
+class Elsewhere:
+    """As much of a model on an accelerator as the decision looks at."""
+
+    device = torch.device("cuda")
+    hf_device_map = None
+
+    def __init__(self, model: CohereForCausalLM) -> None:
+        self.config = model.config
+        self.looks = 0
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "hf_device_map":
+            self.looks += 1
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize(
+    ("options", "one_token", "compiled"),
+    [
+        ({"cache_implementation": "static"}, True, True),
+        ({"cache_implementation": "static"}, False, False),  # beams, or guesses
+        ({"cache_implementation": "static", "disable_compile": True}, True, False),
+        ({"cache_implementation": "static", "use_cache": False}, True, False),
+        ({"cache_implementation": "offloaded_static"}, True, False),
+        ({}, True, False),
+    ],
+)
+def test_one_decision_for_steps_and_cache(
+    model: CohereForCausalLM, options: dict[str, Any], one_token: bool, compiled: bool
+) -> None:
+    elsewhere: Any = Elsewhere(model)
+    config = GenerationConfig(**options)
+    step = compiled_step(config, elsewhere, None, one_token=one_token)
+    assert (step is not None) == compiled
+    assert elsewhere.looks == compiled, "a model is looked at only if all else allows compiling"
+    cache = make_cache(config, elsewhere, None, room=40, is_compiled=step is not None)
+    if isinstance(cache, StaticCache):
+        assert cache.max_cache_len == (256 if compiled else 40)
+
+
+def test_a_model_is_not_looked_at_where_nobody_asks(model: CohereForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Any] = []
+    monkeypatch.setattr("quarterdeck.generation.compiled.obstacle_of", looked.append)
+    model.generate(random_ids(B, 5), **GREEDY, cache_implementation="static")
+    assert not looked
+    _, options = counting()
+    model.generate(random_ids(B, 5), **GREEDY, **options)
+    assert looked == [model]
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # of its own modules

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from parity import Pair, make_ours
 from quarterdeck import DynamicCache, StaticCache
+from quarterdeck.generation.assistance import DRAFT_OPTIONS
 from quarterdeck.generation.candidates import DraftLength
 from speculation_support import SOURCES, Assistants, Counted, Letters, P, assistants, guessing, pair, prompt
 
@@ -58,7 +59,7 @@ def test_greedy_is_that_of_one_token_at_a_time(pair: Pair, assistants: Assistant
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("cache", ["dynamic", "static", "none"])
+@pytest.mark.parametrize("cache", ["dynamic", "static", "offloaded_static", "none"])
 def test_every_step_is_that_of_one_token_at_a_time(pair: Pair, assistants: Assistants, source: str, cache: str) -> None:
     """Tokens, scores, logits, attentions, hidden states, and what processors and criteria are asked."""
     asked: list[list[Any]] = [[], []]
@@ -101,6 +102,25 @@ def test_every_step_is_that_of_one_token_at_a_time(pair: Pair, assistants: Assis
         assert guessed.past_key_values.get_seq_length() == plain.past_key_values.get_seq_length() == P + 19
         keys = [output.past_key_values[1][0][:, :, : P + 19] for output in (guessed, plain)]
         torch.testing.assert_close(*keys, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("cache", [{}, {"cache_implementation": "offloaded_static"}, {"use_cache": False}])
+def test_steps_of_a_padded_prompt(pair: Pair, assistants: Assistants, cache: dict[str, Any]) -> None:
+    """What is seen at real tokens is that of plain decoding; rows of padding mean nothing."""
+    ids, mask = prompt(), torch.ones(1, P, dtype=torch.int64)
+    mask[0, :3] = 0
+    options: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": None, "return_dict_in_generate": True}
+    options |= {"attention_mask": mask, "output_attentions": True, "output_hidden_states": True} | cache
+    plain = pair.ours.generate(ids, **options)
+    for source in ("twin", "near"):
+        guessed = pair.ours.generate(ids, **options, **guessing(source, assistants))
+        for name, rows in (("attentions", 2), ("hidden_states", 1)):
+            for ours, theirs in zip(getattr(guessed, name), getattr(plain, name), strict=True):
+                assert [layer.shape for layer in ours] == [layer.shape for layer in theirs]
+                first = 3 if ours[0].shape[rows] > 1 else 0  # one row is that of a new token
+                for one, other in zip(ours, theirs, strict=True):
+                    real = [part.narrow(rows, first, part.shape[rows] - first) for part in (one, other)]
+                    torch.testing.assert_close(*real, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 6, 7, 8, 10])
@@ -247,6 +267,35 @@ def test_what_the_heuristic_learnt_is_kept_by_the_assistant(pair: Pair, assistan
     finally:
         config.update(num_assistant_tokens=20, num_assistant_tokens_schedule="constant")
         config.update(assistant_confidence_threshold=0.4)
+
+
+def test_what_a_call_says_counts_even_if_it_is_the_default(pair: Pair, assistants: Assistants) -> None:
+    """Options of the call, then the assistant's own; the defaults are 20 tokens, 0.4 and "constant"."""
+    twin = assistants["twin"]
+    config = twin.generation_config
+    assert config is not None
+    kept = {name: getattr(config, name) for name in DRAFT_OPTIONS}
+    config.update(num_assistant_tokens=2, num_assistant_tokens_schedule="heuristic", assistant_confidence_threshold=1.0)
+    options: dict[str, Any] = {"max_new_tokens": 22, "eos_token_id": None, "assistant_model": twin}
+
+    def runs(**more: Any) -> tuple[int, int | None]:
+        """Of the model, and what the assistant has learnt."""
+        config.num_assistant_tokens = 2
+        with Counted(pair.ours) as counted:
+            pair.ours.generate(prompt(), **options, **more)
+        return counted.runs, config.num_assistant_tokens
+
+    sure = {"assistant_confidence_threshold": 0.0}
+    try:
+        assert runs() == runs(num_assistant_tokens=None) == (12, 22)  # it doubts all: two tokens per run
+        assert runs(**sure) == (5, 8)  # 2, 4 and 6 guesses, and what is left
+        assert runs(**sure, num_assistant_tokens=20) == (2, 20)
+        assert runs(**sure, num_assistant_tokens_schedule="constant") == (8, 2)
+        config.assistant_confidence_threshold = 0.0
+        assert runs(num_assistant_tokens=20)[0] == 2
+        assert runs(num_assistant_tokens=20, assistant_confidence_threshold=0.4)[0] > 2
+    finally:
+        config.update(**kept)
 
 
 # ------------------------------------------------------------------------- against transformers

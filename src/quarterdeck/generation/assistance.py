@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from quarterdeck.config import CohereConfig
@@ -39,8 +39,18 @@ def make_candidates(
     prompt: Prompt,
     plan: Plan,
     ends: Sequence[int],
+    named: Collection[str] = (),
 ) -> Candidates | None:
     """The source of candidates; None if tokens are to be made one by one.
+
+    Args:
+        config: the options of the call.
+        model: which judges.
+        assistant: which drafts, if there is one.
+        prompt: one row.
+        plan: how tokens are chosen.
+        ends: the end tokens.
+        named: options that the call itself gives: they count even if they equal a default.
 
     Raises:
         InputError: a source that cannot serve this call, or two of them.
@@ -54,7 +64,8 @@ def make_candidates(
         return PromptLookup(config.prompt_lookup_num_tokens, config.max_matching_ngram_size or DEFAULT_NGRAM, ends)
     check_assistant(assistant, model, prompt)
     processors = logits_processors(config, prompt_length=prompt.ids.shape[1], max_length=plan.max_length, eos=ends)
-    return Draft(assistant, prompt, plan, processors, ends, _draft_length(config, assistant), _memory(assistant))
+    length = _draft_length(config, assistant, named)
+    return Draft(assistant, prompt, plan, processors, ends, length, _memory(assistant))
 
 
 def _wanted(config: GenerationConfig, assistant: Assistant | None) -> str | None:
@@ -98,12 +109,12 @@ def check_assistant(assistant: object, model: CausalModel, prompt: Prompt) -> No
         )
 
 
-def _draft_length(config: GenerationConfig, assistant: Assistant) -> DraftLength:
+def _draft_length(config: GenerationConfig, assistant: Assistant, named: Collection[str]) -> DraftLength:
     own = assistant.generation_config
     values: dict[str, Any] = {}
     for name in DRAFT_OPTIONS:
         value, default = getattr(config, name), OPTIONS[name].default
-        if value in (None, default) and own is not None:
+        if name not in named and value in (None, default) and own is not None:
             value = getattr(own, name)
         values[name] = default if value is None else value
     return DraftLength(*values.values())

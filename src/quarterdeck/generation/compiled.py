@@ -73,7 +73,7 @@ def steps_of(model: CausalModel) -> CompiledSteps:
     return kept
 
 
-def _step(
+def run_step(
     model: CausalModel,
     tokens: Tensor,
     cache: Cache,
@@ -98,8 +98,8 @@ def _step(
 
 
 def _fresh_program(config: CompileConfig) -> Program:
-    """`_step` compiled, from a copy of its code: what the compiler knows of other copies does not count."""
-    copied = FunctionType(_step.__code__.replace(co_name="_step"), _step.__globals__, "_step")
+    """`run_step` compiled, from a copy of its code: what the compiler knows of other copies does not count."""
+    copied = FunctionType(run_step.__code__.replace(co_name="run_step"), run_step.__globals__, "run_step")
     program: Program = torch.compile(copied, **config.arguments())
     return program
 
@@ -147,7 +147,7 @@ class CompiledStep:
         if tokens.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch has no annotation here
         output = program(self._model, tokens, cache, place, positions, mask, options)
-        return _own(output) if self._config.uses_cuda_graphs and tokens.device.type == "cuda" else output
+        return own_memory(output) if self._config.uses_cuda_graphs and tokens.device.type == "cuda" else output
 
     def _whole(self, mask: Tensor | None, room: int) -> Tensor | None:
         """The mask over all of the cache, made once: what is not written yet is hidden by its position."""
@@ -172,7 +172,7 @@ class CompiledStep:
         return inputs, model.device, model.dtype, model.config.attn_implementation, *arguments.values()
 
 
-def _own(output: CausalLMOutputWithPast) -> CausalLMOutputWithPast:
+def own_memory(output: CausalLMOutputWithPast) -> CausalLMOutputWithPast:
     """The same in memory of its own."""
     assert output.logits is not None
     return replace(
@@ -193,47 +193,47 @@ def padded_room(room: int) -> int:
     return -(-room // multiple) * multiple
 
 
-def wants_compiling(config: GenerationConfig, model: CausalModel) -> bool:
-    """Whether steps over a cache of fixed size are compiled in a call with these options."""
-    if config.disable_compile or (config.num_beams or 1) > 1:
-        return False
-    is_asked_for = config.compile_config is not None or model.device.type == "cuda"
-    return is_asked_for and _obstacle(model) is None
-
-
 def compiled_step(
-    config: GenerationConfig, model: CausalModel, cache: Cache | None, *, one_token: bool
+    config: GenerationConfig, model: CausalModel, given: Cache | None, *, one_token: bool
 ) -> CompiledStep | None:
     """What runs the decode steps of a call; None if the model does it itself.
 
+    It is decided before the cache is made, which then gets the room that it takes.
+
     Args:
         config: the options of the call.
-        model: the model.
-        cache: its cache.
+        model: the model, which is only looked at if everything else allows compiling.
+        given: the caller's cache; with None there will be one as the options say.
         one_token: whether steps are one token of every row, and rows stay where they are: no beams, no candidates.
 
     Raises:
         UnsupportedOptionError: a ``compile_config`` is given and the steps cannot be compiled.
     """
-    if config.disable_compile:
+    asked = config.compile_config
+    if config.disable_compile or (asked is None and model.device.type != "cuda"):
         return None
-    obstacle = _obstacle(model)
-    if cache is None or not cache.is_compileable:
-        obstacle = "its cache is not of fixed size (set cache_implementation='static')"
+    obstacle = _obstacle_of_call(config, given, one_token) or obstacle_of(model)
+    if obstacle is None:
+        return CompiledStep(model, asked or CompileConfig())
+    if asked is None:
+        return None
+    raise UnsupportedOptionError(
+        f"compile_config is given, and this call cannot be compiled: {obstacle}. Leave compile_config out, or set "
+        "disable_compile=True"
+    )
+
+
+def _obstacle_of_call(config: GenerationConfig, given: Cache | None, one_token: bool) -> str | None:
+    """Why steps of this kind cannot be compiled; None if they can."""
     if not one_token:
-        obstacle = "beams and candidates take steps of another kind"
-    given = config.compile_config
-    if obstacle is not None and given is not None:
-        raise UnsupportedOptionError(
-            f"compile_config is given, and this call cannot be compiled: {obstacle}. Leave compile_config out, or set "
-            "disable_compile=True"
-        )
-    if obstacle is not None or (given is None and model.device.type != "cuda"):
+        return "beams and candidates take steps of another kind"
+    is_made_static = bool(config.use_cache) and config.cache_implementation == "static"
+    if given.is_compileable if given is not None else is_made_static:
         return None
-    return CompiledStep(model, given or CompileConfig())
+    return "its cache is not of fixed size (set cache_implementation='static')"
 
 
-def _obstacle(model: CausalModel) -> str | None:
+def obstacle_of(model: CausalModel) -> str | None:
     """Why steps of the model cannot be compiled; None if they can."""
     if depends_on_length(model.config):
         return "rotary frequencies depend on the length of the text"

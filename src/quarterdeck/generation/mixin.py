@@ -18,9 +18,9 @@ from quarterdeck.generation.caches import make_cache, prompt_chunk
 from quarterdeck.generation.call_helpers import CallHelpers
 from quarterdeck.generation.callers import check_config, check_streamer, check_vocabulary, checked_functions
 from quarterdeck.generation.candidates import Candidates
-from quarterdeck.generation.compiled import compiled_step
 from quarterdeck.generation.config import GenerationConfig, describe_unknown
 from quarterdeck.generation.core import CausalModel, Plan, Step, generate_steps
+from quarterdeck.generation.graphs import reuse_buffers, step_program
 from quarterdeck.generation.inputs import MODEL_INPUTS, Prompt, checked_cache, make_prompt
 from quarterdeck.generation.options import CALL_ARGUMENTS
 from quarterdeck.generation.output import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
@@ -281,10 +281,13 @@ def prepare_call(
         logits_to_keep=_checked_logits_to_keep(given.get("logits_to_keep")),
         made_for_call=helpers.processors(config, model, prompt, max_length),
     )
-    candidates = make_candidates(config, model, helpers.assistant_model, prompt, plan, end_tokens(config))
+    named = [name for name, value in options.items() if value is not None]
+    candidates = make_candidates(config, model, helpers.assistant_model, prompt, plan, end_tokens(config), named)
     beams = beam_options(config, plan)
-    cache = make_cache(config, model, past, room=room)
-    program = compiled_step(config, model, cache, one_token=beams is None and candidates is None)
+    program = step_program(config, model, past, one_token=beams is None and candidates is None)
+    cache = make_cache(config, model, past, room=room, is_compiled=program is not None)
+    if past is None:
+        reuse_buffers(program, cache, prompt.rows)
     plan = replace(plan, program=program, chunk=prompt_chunk(model, cache, plan))
     if past is not None and past.get_seq_length() and copies > 1:
         past.batch_repeat_interleave(copies)  # last, so that a refused call leaves the caller's cache alone

@@ -187,10 +187,13 @@ def _logits_before(output: CausalLMOutputWithPast, later: int) -> Tensor:
 def _attentions_before(
     attentions: tuple[Tensor, ...] | None, later: int, guesses: int, cache: Cache | None
 ) -> tuple[Tensor, ...] | None:
-    """What a run up to that position alone would have given: per layer [1, H, new positions, keys]."""
+    """What a run up to that position alone would have given: per layer [1, H, new positions, keys].
+
+    Without a cache these are also rows of padding, which look at all there is, and so at guesses: they mean nothing.
+    """
     if attentions is None or guesses == 0:
         return attentions
-    has_fixed_width = cache is not None and cache.get_max_length() is not None
+    has_fixed_width = cache is not None and cache.key_length(0) == cache.key_length(1)
     cut = 0 if has_fixed_width else later
     return tuple(
         weights[:, :, _rows(weights.shape[2], later, cache), : weights.shape[3] - cut] for weights in attentions
