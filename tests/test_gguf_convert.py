@@ -1,4 +1,4 @@
-"""``quarterdeck convert``, both ways; what is written runs in llama.cpp as it does here."""
+"""``quarterdeck convert``, both ways."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gguf_support import foreign_file, made
+from gguf_support import foreign_file
 from quarterdeck import AutoModelForCausalLM, AutoTokenizer, CohereConfig
 from quarterdeck.cli.main import main
 from quarterdeck.errors import CheckpointMismatchError, InputError
@@ -19,8 +19,6 @@ from quarterdeck.gguf.container import GGUFFile
 from quarterdeck.weights.convert import open_checkpoint, to_gguf_file, to_safetensors
 
 pytest_plugins = ["checkpoint_fixtures"]
-
-PROMPTS = ("Where do emperor penguins live?", "Ahoy! 12 + 7 is", "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>Hi")
 
 
 def json_files(folder: Path) -> dict[str, Any]:
@@ -137,47 +135,3 @@ def test_weights_that_this_package_quantized_are_refused(checkpoint: Path, tmp_p
     AutoTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path / "four")
     with pytest.raises(InputError, match="quantized by 'quarterdeck': convert the checkpoint that it was made from"):
         open_checkpoint(tmp_path / "four")
-
-
-# -- llama.cpp ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def llama_cpp() -> Any:
-    return pytest.importorskip("llama_cpp", reason="llama-cpp-python, the program that these files are for")
-
-
-@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0"])
-def test_llama_cpp_reads_what_is_written(llama_cpp: Any, tmp_path: Path, kind: str) -> None:
-    path = made("midshipman", tmp_path / "x.gguf", kind)
-    theirs = llama_cpp.Llama(str(path), n_ctx=512, logits_all=True, verbose=False, n_threads=1)
-    ours = AutoModelForCausalLM.from_pretrained(path, dtype="float32")
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    for prompt in PROMPTS:
-        ids = tokenizer(prompt).input_ids
-        assert theirs.tokenize(prompt.encode(), add_bos=True, special=True) == ids
-        theirs.reset()
-        theirs.eval(ids)
-        with torch.no_grad():
-            expected = ours(torch.tensor([ids])).logits[0]
-        found = torch.from_numpy(np.array(theirs.scores[: len(ids)]))
-        error = (found - expected).abs().max() / expected.abs().max()
-        # llama.cpp rounds activations to 8 bits in blocks of 32, the kernels here by rows
-        assert error < {"F32": 1e-4, "F16": 5e-3, "Q8_0": 5e-2, "Q4_0": 1e-1}[kind]
-    theirs.close()
-
-
-@pytest.mark.parametrize("kind", ["F32", "F16"])
-def test_llama_cpp_writes_the_same_tokens(llama_cpp: Any, tmp_path: Path, kind: str) -> None:
-    path = made("midshipman", tmp_path / "x.gguf", kind)
-    theirs = llama_cpp.Llama(str(path), n_ctx=512, verbose=False, n_threads=1)
-    ours, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    ids = tokenizer(PROMPTS[0], return_tensors="pt").input_ids
-    expected = ours.generate(ids, max_new_tokens=40, do_sample=False)[0, ids.shape[1] :].tolist()
-    found = []
-    for token in theirs.generate(ids[0].tolist(), temp=0.0, top_k=1, repeat_penalty=1.0):
-        found.append(token)
-        if len(found) == len(expected):
-            break
-    assert found == expected
-    theirs.close()
