@@ -1,4 +1,4 @@
-"""The trainer: packing, mixture, schedule, optimizer, and above all exact resumption."""
+"""The trainer: packing, batches, schedule, optimizer, and above all exact resumption."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from torch import nn
 from quarterdeck.config import CohereConfig
 from quarterdeck.errors import CheckpointNotFoundError, InputError
 from quarterdeck.model import CohereForCausalLM
+from quarterdeck.training.batches import LocalBatches, WorkerBatches
 from quarterdeck.training.checkpoint import load, save
-from quarterdeck.training.data import Mixture, TokenStream, packed_positions
+from quarterdeck.training.curves import draw, read_log, to_csv, write_curves
 from quarterdeck.training.muon import Muon, orthogonalize
+from quarterdeck.training.packing import pack
 from quarterdeck.training.schedule import Budget, learning_rate_factor
-from quarterdeck.training.trainer import Trainer, TrainingOptions, next_token_loss
-
-BOS, LENGTH = 1, 17
+from quarterdeck.training.trainer import DeviceRows, Trainer, TrainingOptions, supervised_loss
+from training_rows import BOS, build_rows, rows_of
 
 
 def tiny_model() -> CohereForCausalLM:
@@ -41,30 +42,10 @@ def tiny_model() -> CohereForCausalLM:
     )
 
 
-def write_tokens(path: Path, seed: int, count: int = 900) -> Path:
-    """Documents in which every token is followed by its successor, so that there is something to learn."""
-    rng = np.random.default_rng(seed)
-    tokens: list[int] = []
-    while len(tokens) < count:
-        start = int(rng.integers(3, 12))
-        tokens += [BOS, *range(start, start + int(rng.integers(5, 20))), 2]
-    np.asarray(tokens, dtype="<u2").tofile(path)
-    return path
-
-
-def mixture(folder: Path) -> Mixture:
-    streams = {
-        name: TokenStream(write_tokens(folder / f"{name}.bin", seed), LENGTH, seed=3)
-        for seed, name in enumerate(("plain", "chat"))
-    }
-    return Mixture(streams, {"plain": 0.9, "chat": 0.1}, {"plain": 0.2, "chat": 0.8}, seed=4)
-
-
 def trainer(folder: Path, steps: int = 12, **options: object) -> Trainer:
     folder.mkdir(exist_ok=True)
-    chosen = TrainingOptions(Budget(steps=steps), rows=4, warmup=2, bos=BOS, log_every=2, evaluate_every=4, **options)  # type: ignore[arg-type]
-    held_out = {"plain": np.fromfile(write_tokens(folder / "held_out.bin", 9), dtype="<u2")}
-    return Trainer(tiny_model(), mixture(folder), held_out, chosen, folder / "run")
+    chosen = TrainingOptions(Budget(steps=steps), warmup=2, log_every=2, evaluate_every=4, **options)  # type: ignore[arg-type]
+    return Trainer(tiny_model(), LocalBatches(rows_of), {"plain": rows_of(99, 0.0)}, chosen, folder / "run")
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -74,13 +55,16 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_a_short_run_learns_and_logs(tmp_path: Path, optimizer: str) -> None:
     run = trainer(tmp_path, steps=40, matrix_optimizer=optimizer, matrix_lr=0.01, other_lr=0.02)
-    before = run.evaluate()["plain"]
+    before = run.evaluate()["plain"][0]
     run.run()
-    assert run.evaluate()["plain"] < 0.8 * before
+    after, right = run.evaluate()["plain"]
+    assert after < 0.8 * before
+    assert right > 0.3
     lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(2, 41, 2))
     assert [line["step"] for line in lines if "held_out" in line] == list(range(4, 41, 4))
-    assert lines[-1]["tokens"] == 40 * 4 * (LENGTH - 1)
+    assert lines[-1]["tokens"] == sum(rows_of(step, step / 40).used for step in range(40))
+    assert {"loss", "supervised", "documents"} <= set(lines[0])
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
@@ -95,7 +79,6 @@ def test_resumed_run_equals_uninterrupted_run_exactly(tmp_path: Path, optimizer:
     second.run()
     for name, value in weights(whole.model).items():
         assert torch.equal(value, weights(second.model)[name]), name
-    assert second.mixture.state() == whole.mixture.state()
     logs = [
         [
             {k: v for k, v in json.loads(line).items() if k != "elapsed"}
@@ -137,42 +120,68 @@ def test_checkpoint_survives_a_crash_between_the_two_renames(tmp_path: Path) -> 
     assert torch.equal(tensors["x"], torch.ones(2))
 
 
-def test_loss_counts_neither_starts_of_documents_nor_other_documents() -> None:
+def as_rows(*documents: list[int], supervised: int = 1, length: int = 12) -> DeviceRows:
+    pairs = [(np.array(ids, dtype=np.uint16), np.arange(len(ids)) >= supervised) for ids in documents]
+    return DeviceRows.of(pack(pairs, rows=1, length=length), torch.device("cpu"), multiple=8)
+
+
+def test_documents_of_a_row_do_not_see_each_other() -> None:
     model = tiny_model()
     one, two = [BOS, 5, 6, 7, 2], [BOS, 9, 8, 2]
-    packed = next_token_loss(model, torch.tensor([one + two]), BOS)
-    single = [next_token_loss(model, torch.tensor([document]), BOS) for document in (one, two)]
+    packed = supervised_loss(model, as_rows(one, two))
+    single = [supervised_loss(model, as_rows(document)) for document in (one, two)]
     assert torch.allclose(packed, (single[0] * 4 + single[1] * 3) / 7, atol=1e-6)
 
 
 def test_loss_is_the_models_own_loss_on_one_document() -> None:
     model = tiny_model()
-    ids = torch.tensor([[BOS, 5, 6, 7, 2]])
-    assert torch.allclose(next_token_loss(model, ids, BOS), model(input_ids=ids, labels=ids).loss, atol=1e-6)
+    ids = [BOS, 5, 6, 7, 2]
+    given = torch.tensor([ids])
+    assert torch.allclose(supervised_loss(model, as_rows(ids)), model(input_ids=given, labels=given).loss, atol=1e-6)
+    labels = torch.tensor([[-100, -100, -100, 7, 2]])
+    masked = supervised_loss(model, as_rows(ids, supervised=3))
+    assert torch.allclose(masked, model(input_ids=given, labels=labels).loss, atol=1e-6)
 
 
-def test_packed_positions_start_again_at_every_document() -> None:
-    ids = torch.tensor([[4, 5, BOS, 6, 7, BOS, BOS]])
-    assert packed_positions(ids, BOS).tolist() == [[0, 1, 0, 1, 2, 0, 0]]
+def test_rows_are_filled_in_order_and_positions_begin_again() -> None:
+    documents = [
+        (np.arange(n, n + size, dtype=np.uint16), np.arange(size) >= 2)
+        for n, size in ((10, 5), (20, 6), (40, 4), (60, 90))
+    ]
+    rows = pack(documents, rows=2, length=8)
+    assert rows.ids.tolist() == [[10, 11, 12, 13, 40, 41, 42, 0], [20, 21, 22, 23, 24, 0, 0, 0]]
+    assert rows.positions.tolist() == [[0, 1, 2, 3, 0, 1, 2, 0], [0, 1, 2, 3, 4, 0, 1, 2]]
+    assert rows.asked.tolist() == [1, 2, 3, 5, 6, 9, 10, 11, 12]
+    assert rows.targets.tolist() == [12, 13, 14, 42, 43, 22, 23, 24, 25]
+    assert (rows.documents, rows.used) == (3, 12)
 
 
-def test_stream_gives_every_block_once_per_epoch(tmp_path: Path) -> None:
-    np.arange(100, dtype="<u2").tofile(tmp_path / "x.bin")
-    stream = TokenStream(tmp_path / "x.bin", 10, seed=0)
-    blocks = [stream.next().tolist() for _ in range(len(stream.order))]
-    assert sorted(block[0] for block in blocks) == list(range(stream.offset, 91, 10))
-    assert all(block == list(range(block[0], block[0] + 10)) for block in blocks)
-    stream.next()
-    assert stream.epoch == 1
+def test_packing_stops_when_nothing_fits_any_more() -> None:
+    endless = ((np.arange(5, dtype=np.uint16), np.ones(5, dtype=np.bool_)) for _ in itertools.count())
+    assert pack(endless, rows=2, length=9).documents == 4
+    with pytest.raises(InputError, match="no document fits a row of 3"):
+        pack([(np.arange(9, dtype=np.uint16), np.ones(9, dtype=np.bool_))], rows=1, length=3)
 
 
-def test_mixture_moves_from_the_first_to_the_last_shares(tmp_path: Path) -> None:
-    mix = mixture(tmp_path)
-    mix.batch(400, progress=0.0)
-    early = dict(mix.drawn)
-    mix.batch(400, progress=1.0)
-    assert early["plain"] > 320
-    assert mix.drawn["chat"] - early["chat"] > 280
+def test_workers_give_the_batches_that_one_process_gives() -> None:
+    workers = WorkerBatches(build_rows, workers=2, ahead=2)
+    try:
+        for step in range(3, 8):
+            made = workers.batch(step, lambda at: at / 10)
+            assert made.ids.tolist() == rows_of(step, step / 10).ids.tolist()
+    finally:
+        workers.close()
+
+
+def test_curves_hold_every_logged_step(tmp_path: Path) -> None:
+    trainer(tmp_path).run()
+    write_curves(tmp_path / "run")
+    rows = (tmp_path / "run/curves.csv").read_text().splitlines()
+    assert rows[0].endswith(",loss,loss plain,accuracy plain")
+    assert [row.split(",")[0] for row in rows[1:]] == ["2", "4", "6", "8", "10", "12"]
+    log = read_log(tmp_path / "run/log.jsonl")
+    assert to_csv(log).splitlines() == rows
+    assert draw(log).count('fill="none"') == 3
 
 
 def test_wrong_settings_are_refused_with_a_reason(tmp_path: Path) -> None:
@@ -182,11 +191,6 @@ def test_wrong_settings_are_refused_with_a_reason(tmp_path: Path) -> None:
         Budget(steps=1, minutes=1.0)
     with pytest.raises(InputError, match="'muon' or 'adamw'"):
         trainer(tmp_path, matrix_optimizer="sgd")
-    np.arange(10, dtype="<u2").tofile(tmp_path / "short.bin")
-    with pytest.raises(InputError, match="holds 10 tokens"):
-        TokenStream(tmp_path / "short.bin", 8, seed=0)
-    with pytest.raises(InputError, match="same families"):
-        Mixture(mixture(tmp_path).streams, {"plain": 1.0}, {"plain": 1.0}, seed=0)
 
 
 def test_schedule_rises_holds_and_falls() -> None:

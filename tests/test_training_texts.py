@@ -1,100 +1,108 @@
-"""The scripts that make midshipman's own texts, vocabulary and token files (training/midshipman)."""
+"""The scripts that fetch, prepare, train and export midshipman (training/midshipman): a small run of all of them."""
 
 from __future__ import annotations
 
 import importlib
 import json
-import random
-import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
 
-import numpy as np
 import pytest
-from tokenizers import Tokenizer
+import torch
+from safetensors.torch import load_file
 
+from quarterdeck.auto import AutoModelForCausalLM, AutoTokenizer
+from quarterdeck.chat import render
 from quarterdeck.chat.prompts.families import jinja_template
+from quarterdeck.training.midshipman.natural import is_good_sentence, read_passages
 
 ROOT = Path(__file__).resolve().parents[1]
+Importer = Callable[[str], ModuleType]
+TINY = [
+    "--size",
+    "tiny",
+    "--rows",
+    "1",
+    "--length",
+    "1280",
+    "--threads",
+    "1",
+    "--evaluate-every",
+    "99",
+    "--log-every",
+    "2",
+]
 
 
-class Importer(Protocol):
-    def __call__(self, name: str) -> ModuleType: ...
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Importer:
+@pytest.fixture(scope="module")
+def script() -> Iterator[Importer]:
     """Import a module of training/midshipman, which is no part of the installed package."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    return lambda name: importlib.import_module(f"training.midshipman.{name}")
+    patch = pytest.MonkeyPatch()
+    patch.syspath_prepend(str(ROOT))
+    yield lambda name: importlib.import_module(f"training.midshipman.{name}")
+    patch.undo()
 
 
-def test_own_texts_are_the_same_for_the_same_seed(script: Importer) -> None:
-    prepare = script("prepare")
-    assert prepare.own_texts(20, 10, 20, seed=5) == prepare.own_texts(20, 10, 20, seed=5)
-    assert prepare.own_texts(20, 10, 20, seed=5) != prepare.own_texts(20, 10, 20, seed=6)
+@pytest.fixture(scope="module")
+def data(script: Importer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    counts = script("prepare").build(folder, smoke=True, seed=1, examples=400)
+    assert counts["passages"] > 100
+    return folder
 
 
-def test_own_texts_are_clean_sentences(script: Importer) -> None:
-    texts = script("prepare").own_texts(300, 200, 300, seed=1)
-    for text in texts["explanations"] + texts["stories"]:
-        assert not re.search(r"[{}|<>~]|  | [.,;:!?]|^[a-z]", text), text
-        assert text[-1] in '.!?"', text
-    for text in texts["chat"]:
-        assert not re.search(r"[{}~]|  ", text), text
+def run(script: Importer, folder: Path, data: Path, *more: str) -> None:
+    script("train").main(["--run", str(folder), "--data", str(data), *TINY, *more])
 
 
-def test_every_phrase_line_has_balanced_braces_and_known_slots(script: Importer) -> None:
-    grammar = script("grammar")
-    for name in ("topics.txt", "stories.txt", "chat.txt"):
-        for block in grammar.blocks(name):
-            lines = block.lines + [line for tagged in block.tagged.values() for line in tagged]
-            assert lines, block.name
-            for line in lines:
-                assert line.count("{") == line.count("}"), line
-                assert set(re.findall(r"<(\w+)>", line)) <= set(grammar.words()), line
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    tensors = load_file(folder / "checkpoint/tensors.safetensors")
+    return {name: tensor for name, tensor in tensors.items() if name != "rng"}  # training draws no random numbers
 
 
-def test_a_slot_keeps_its_word_within_a_story(script: Importer) -> None:
-    slots: dict[str, str] = {}
-    grammar = script("grammar")
-    line = grammar.spin("<girl> saw <girl> and {<girl>|<girl>}", random.Random(0), slots)
-    assert line == "{0} saw {0} and {0}".format(slots["girl"])
+def test_smoke_data_needs_no_network_and_can_be_asked_about(data: Path) -> None:
+    for passage in read_passages(data / "passages.jsonl"):
+        assert all(is_good_sentence(sentence) for sentence in passage.sentences)
+    assert "plants create energy through a process" not in (data / "texts.jsonl").read_text().lower()
 
 
-def test_conversations_have_the_shape_of_the_chat_template(script: Importer) -> None:
-    chat = script("chat")
-    turn = r"<\|START_OF_TURN_TOKEN\|><\|{}_TOKEN\|>[^<]+<\|END_OF_TURN_TOKEN\|>"
-    form = f"(?:{turn.format('SYSTEM')})?(?:{turn.format('USER')}{turn.format('CHATBOT')})+"
-    for text in chat.conversations(200, [("France", "Paris")], [("a dog", "A dog is an animal.")], seed=2):
-        assert re.fullmatch(form, text), text
+def test_prepare_train_resume_export_and_load(script: Importer, data: Path, tmp_path: Path) -> None:
+    run(script, tmp_path / "whole", data, "--steps", "4")
+    run(script, tmp_path / "parts", data, "--steps", "4", "--session-minutes", "0")
+    assert json.loads((tmp_path / "parts/checkpoint/state.json").read_text())["progress"]["step"] == 0
+    run(script, tmp_path / "parts", data, "--steps", "4", "--resume")
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
+    assert (tmp_path / "whole/curves.csv").read_text().startswith("step,documents,tokens,supervised")
+    assert (tmp_path / "whole/curves.svg").read_text().startswith("<svg ")
+    out = tmp_path / "model"
+    script("export").export(tmp_path / "whole", out, data)
+    model = AutoModelForCausalLM.from_pretrained(str(out), dtype=torch.float32)
+    saved = whole["model.model.layers.0.mlp.gate_proj.weight"].to(torch.bfloat16).float()
+    assert torch.equal(model.model.layers[0].mlp.gate_proj.weight, saved)
+    assert model.config.logit_scale == 0.25
+    tokenizer = AutoTokenizer.from_pretrained(str(out))
+    ids = render("Hello").token_ids(tokenizer)
+    assert (ids[0], ids[1], len(tokenizer)) == (5, 8163, 8192)
 
 
-def test_the_acceptance_prompt_is_held_out(script: Importer) -> None:
-    prepare = script("prepare")
-    assert not prepare.allowed("Plants create energy through a process known as photosynthesis.")
-    assert prepare.allowed("Plants make their own food through a process known as photosynthesis.")
+def test_a_sweep_changes_one_setting_at_a_time(script: Importer) -> None:
+    found = list(script("sweep").settings(["a=1,2", "b=3"]))
+    assert found == [{}, {"a": "1"}, {"a": "2"}, {"b": "3"}]
+    row = {"name": "x", "held_out": {"a": 1.0}, "accuracy": {"a": 0.5}, "loss": 2.0, "step": 3, "tokens": 4}
+    lines = script("sweep").table([{**row, "held_out": {"a": 2.0}, "name": "y"}, row]).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| x", "| y"]
 
 
-def test_smoke_data_needs_no_network_and_has_the_documented_form(script: Importer, tmp_path: Path) -> None:
-    prepare = script("prepare")
-    texts = prepare.own_texts(60, 20, 40, seed=1)
-    table = prepare.build(texts, tmp_path, seed=1)
-    assert json.loads((tmp_path / "manifest.json").read_text())["families"] == table
-    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    assert tokenizer.get_vocab_size() == 8192
-    assert tokenizer.token_to_id("<|START_OF_TURN_TOKEN|>") == 8163
-    for family, row in table.items():
-        ids = np.fromfile(tmp_path / f"{family}.bin", dtype="<u2")
-        assert len(ids) == row["train_tokens"]
-        assert ids[0] == 5
-        assert ids[-1] == 8164
-        starts = np.flatnonzero(ids == 5)
-        assert (ids[starts[1:] - 1] == 8164).all()
-        documents = [tokenizer.decode(part, skip_special_tokens=False) for part in np.split(ids, starts[1:])[:5]]
-        own = {"<BOS_TOKEN>" + d.removesuffix("<|END_OF_TURN_TOKEN|>") + "<|END_OF_TURN_TOKEN|>" for d in texts[family]}
-        assert set(documents) <= own
+@pytest.mark.parametrize(("size", "parameters"), [("small", 4_007_232), ("medium", 12_291_520)])
+def test_the_sizes_have_the_parameters_that_are_said(script: Importer, size: str, parameters: int) -> None:
+    train = script("train")
+    with torch.device("meta"):
+        model = train.CohereForCausalLM(train.CohereConfig(**train.architecture(size, 0.25)))
+    assert sum(one.numel() for one in model.parameters()) == parameters
+    assert 2 * parameters < 25_000_000
 
 
 def test_phrases_read_from_outside_texts_are_put_into_sentences(script: Importer) -> None:
@@ -111,11 +119,14 @@ def test_phrases_read_from_outside_texts_are_put_into_sentences(script: Importer
     assert list(prose._phrases("Freedonia", profile)) == ["The climate of Freedonia is mild, wet winters."]
 
 
-def test_the_curve_is_a_drawing_of_both_losses(script: Importer) -> None:
-    log = [{"tokens": t, "loss": 9.0 - t, "held_out": {"a": 8.0, "b": 6.0}} for t in range(1, 5)]
-    picture = script("curve").draw(log)
-    assert picture.startswith("<svg ")
-    assert picture.count('fill="none"') == 2
+def test_passages_are_runs_of_sentences_that_can_be_asked_about(script: Importer) -> None:
+    good = "The keeper of the light was a tall man with a beard."
+    text = f"{good} {good} Short one. {good} He said he would kill everybody on that island at once. {good}"
+    passages = list(script("prepare").passages_of("x", [("Title", text)]))
+    assert [len(one.sentences) for one in passages] == [2, 1, 1]
+    assert not list(
+        script("prepare").passages_of("x", [("T", "Plants create energy through a process like this one.")])
+    )
 
 
 def test_the_chat_template_is_the_packaged_default_one(script: Importer, tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
 """Turn a run into the files that are shipped in the package.
 
-    python -m training.midshipman.export
+    python -m training.midshipman.export --run training/runs/midshipman --out FOLDER
 
-Takes the checkpoint, the tokenizer and the log of --run and writes bfloat16 weights, configuration, tokenizer files,
-the chat template (the default one of quarterdeck.chat) and the loss curve to --out. The model card there is written by
-hand and stays as it is.
+Takes the checkpoint, the settings and the log of --run and writes bfloat16 weights, configuration, tokenizer files,
+the chat template (the default one of quarterdeck.chat) and the curves to --out. The model card there is written by
+hand and stays as it is. --out src/quarterdeck/assets/midshipman replaces the model that is shipped.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 
 from quarterdeck.chat.prompts.families import jinja_template
 from quarterdeck.training.checkpoint import load
-from training.midshipman import vocabulary
-from training.midshipman.curve import draw, read_log
+from quarterdeck.training.curves import draw, read_log
+from quarterdeck.training.midshipman import vocabulary
 from training.midshipman.train import build_model
 
 ASSETS = Path(__file__).resolve().parents[2] / "src/quarterdeck/assets/midshipman"
@@ -51,7 +51,7 @@ def tokenizer_config() -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "eos_token": vocabulary.END_OF_TURN,
         "legacy": True,
-        "model_max_length": 2048,
+        "model_max_length": 8192,
         "pad_token": "<PAD>",
         "padding_side": "left",
         "sp_model_kwargs": {},
@@ -77,10 +77,10 @@ def write_template(out: Path) -> None:
     (out / "chat_template.jinja").write_text(jinja_template("default"), encoding="utf-8", newline="")
 
 
-def export(run: Path, out: Path) -> None:
-    """Write everything but the card."""
+def export(run: Path, out: Path, data: Path | None = None) -> None:
+    """Write everything but the card; `data` is what the run was trained on, if not ``run/data``."""
     tensors, state = load(run / "checkpoint")
-    model = build_model(seed=0)
+    model = build_model(json.loads((run / "settings.json").read_text())["architecture"], seed=0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
@@ -88,7 +88,7 @@ def export(run: Path, out: Path) -> None:
     config = json.loads((out / "config.json").read_text())
     config["torch_dtype"] = config.pop("dtype")  # the spelling that readers of every age understand
     _write(out / "config.json", dict(sorted(config.items())))
-    shutil.copyfile(run / "data/tokenizer.json", out / "tokenizer.json")
+    shutil.copyfile((data or run / "data") / "tokenizer.json", out / "tokenizer.json")
     write_template(out)
     _write(out / "tokenizer_config.json", tokenizer_config())
     _write(out / "special_tokens_map.json", special_tokens_map())
@@ -104,9 +104,10 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("training/runs/midshipman"))
-    parser.add_argument("--out", type=Path, default=ASSETS)
+    parser.add_argument("--data", type=Path, help="what prepare made; default: data in --run")
+    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    export(args.run, args.out)
+    export(args.run, args.out, args.data)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from quarterdeck.chat.messages import Message, Tool
 from quarterdeck.chat.template import render
 from quarterdeck.training.midshipman import vocabulary
-from quarterdeck.training.midshipman.example import Encoded, Example, segments
+from quarterdeck.training.midshipman.example import Example, segments
 from quarterdeck.training.midshipman.grammar import blocks, explanation
 from quarterdeck.training.midshipman.mixture import Materials, Mixture
 from quarterdeck.training.midshipman.natural import Passage, is_good_sentence, write_passages
@@ -129,7 +129,12 @@ def fixed_texts() -> list[str]:
     prompts += [
         render(asked, tools=[tool], citation_mode=mode, multi_step=steps) for mode in modes for steps in (True, False)
     ]
-    written = 'Plan: Reflection: Action: ```json\n[\n    {\n        "tool_name": "f",\n        "parameters": {\n            "a": "b",\n            "c": 1\n        }\n    }\n]\n```\nRelevant Documents: 0,1\nCited Documents: None\nAnswer: a\nGrounded answer: <co: 0>a</co: 0> Document: 0\ntitle: a\ntext: b\nsnippet: c\nurl: https://a\nTitle: Text:'
+    written = (
+        'Plan: Reflection: Action: ```json\n[\n    {\n        "tool_name": "f",\n        "parameters": {\n            '
+        '"a": "b",\n            "c": 1\n        }\n    }\n]\n```\nRelevant Documents: 0,1\nCited Documents: None\n'
+        "Answer: a\nGrounded answer: <co: 0>a</co: 0> Document: 0\ntitle: a\ntext: b\nsnippet: c\nurl: https://a\n"
+        "Title: Text:"
+    )
     return [*(text for prompt in prompts for kind, text in prompt.parts if kind == "text"), written]
 
 
@@ -165,7 +170,8 @@ def build(out: Path, *, smoke: bool, seed: int, examples: int) -> dict[str, int]
 
 def jargon_passages(folder: Path) -> list[Passage]:
     """Entries of the Jargon File in decent words: the corpus that is held out."""
-    text = gzip.open(next(folder.rglob("jargon.dict.dz")), "rt", encoding="utf-8").read()
+    packed = next(folder.rglob("jargon.dict.dz")).read_bytes()
+    text = gzip.decompress(packed).decode("utf-8")
     entries = re.split(r"\n(?=\S)", text)
     titled = []
     for entry in entries:

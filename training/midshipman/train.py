@@ -1,61 +1,54 @@
-"""Train midshipman: a resumable run of a given number of minutes on two CPU cores.
+"""Train midshipman: a resumable run on two CPU cores or on one GPU.
 
-    python -m training.midshipman.train --minutes 45
-    python -m training.midshipman.train --minutes 45 --resume      continue after an interruption
+    python -m training.midshipman.train --minutes 240                                     two CPU cores, small size
+    python -m training.midshipman.train --minutes 27 --device cuda --session-minutes 9    one GPU, medium size
+    python -m training.midshipman.train ... --resume                                      go on where it stopped
 
-Reads the token files of `prepare`, writes `log.jsonl` and `checkpoint/` under --run.
+Reads what `prepare` made (--data), writes log.jsonl, settings.json, checkpoint/ and the curves under --run.
+--minutes is the whole training time, which the learning rate and the mixture follow; --session-minutes ends this call.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from quarterdeck.config import CohereConfig
 from quarterdeck.model import CohereForCausalLM
-from quarterdeck.training.data import Mixture, TokenStream
+from quarterdeck.training.batches import Batches, LocalBatches, WorkerBatches
+from quarterdeck.training.curves import write_curves
+from quarterdeck.training.midshipman import vocabulary
+from quarterdeck.training.midshipman.mixture import BatchMaker, held_out_rows
 from quarterdeck.training.schedule import Budget
 from quarterdeck.training.trainer import Trainer, TrainingOptions
-from training.midshipman import vocabulary
 
-# Shares of the rows of a batch, at the beginning and at the end of training: from broad to simple and clean.
-FIRST = {
-    "definitions": 0.27,
-    "countries": 0.07,
-    "manual": 0.10,
-    "speeches": 0.13,
-    "moby_dick": 0.05,
-    "explanations": 0.17,
-    "stories": 0.08,
-    "chat": 0.13,
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "heads": 4, "groups": 2},
+    "small": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "heads": 6, "groups": 3},
+    "medium": {"hidden_size": 320, "intermediate_size": 832, "num_hidden_layers": 8, "heads": 5, "groups": 5},
 }
-LAST = {
-    "definitions": 0.21,
-    "countries": 0.06,
-    "manual": 0.05,
-    "speeches": 0.07,
-    "moby_dick": 0.02,
-    "explanations": 0.25,
-    "stories": 0.12,
-    "chat": 0.22,
-}
+"""0.6, 4.0 and 12.3 million parameters."""
 
 
-def architecture() -> dict[str, object]:
+def architecture(size: str, logit_scale: float) -> dict[str, Any]:
     """The fields of midshipman's config.json that are not defaults."""
+    shape = dict(SIZES[size])
+    heads, groups = shape.pop("heads"), shape.pop("groups")
     return {
         "vocab_size": vocabulary.SIZE,
-        "hidden_size": 192,
-        "intermediate_size": 512,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 3,
-        "logit_scale": 0.25,
-        "max_position_embeddings": 2048,
+        **shape,
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "logit_scale": logit_scale,
+        "max_position_embeddings": 8192,
         "rope_theta": 10000.0,
         "bos_token_id": vocabulary.BOS_ID,
         "eos_token_id": vocabulary.END_OF_TURN_ID,
@@ -74,56 +67,101 @@ def initialise(model: nn.Module, seed: int) -> None:
             parameter.normal_(0.0, 0.05 if "embed" in name else 0.02, generator=generator)
 
 
-def build_model(seed: int) -> CohereForCausalLM:
+def build_model(fields: dict[str, Any], seed: int) -> CohereForCausalLM:
     """A fresh model in float32."""
-    model = CohereForCausalLM(CohereConfig(**architecture()))
+    model = CohereForCausalLM(CohereConfig(**fields))
     initialise(model, seed)
     return model
 
 
-def open_data(folder: Path, length: int, seed: int) -> tuple[Mixture, dict[str, np.ndarray]]:
-    """The mixture of all families present in `folder`, and their held-out tokens."""
-    names = [name for name in FIRST if (folder / f"{name}.bin").is_file()]
-    streams = {name: TokenStream(folder / f"{name}.bin", length, seed) for name in names}
-    held_out = {name: np.fromfile(folder / f"{name}.held_out.bin", dtype="<u2") for name in names}
-    mixture = Mixture(streams, {n: FIRST[n] for n in names}, {n: LAST[n] for n in names}, seed)
-    return mixture, {name: tokens for name, tokens in held_out.items() if len(tokens) >= length}
-
-
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("training/runs/midshipman"))
+    parser.add_argument("--data", type=Path, help="what prepare made; default: data in --run")
     parser.add_argument("--minutes", type=float, help="training time over all sessions")
     parser.add_argument("--steps", type=int, help="number of steps, instead of --minutes")
+    parser.add_argument("--session-minutes", type=float, help="end this call after so long")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --run")
-    parser.add_argument("--rows", type=int, default=8, help="sequences per step")
-    parser.add_argument("--length", type=int, default=257, help="tokens per sequence, plus one")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--size", choices=tuple(SIZES), help="default: medium on a GPU, small on a CPU")
+    parser.add_argument("--rows", type=int, help="rows per step; default: 64 on a GPU, 3 on a CPU")
+    parser.add_argument("--length", type=int, help="tokens per row; default: 2048 on a GPU, 1536 on a CPU")
+    parser.add_argument("--workers", type=int, help="processes that make batches; default: all cores but one on a GPU")
+    parser.add_argument("--logit-scale", type=float, default=0.25)
     parser.add_argument("--matrix-optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--matrix-lr", type=float, default=0.02)
-    parser.add_argument("--other-lr", type=float, default=4e-3)
+    parser.add_argument("--other-lr", type=float, default=3e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.1)
+    parser.add_argument("--hold", type=float, default=0.4, help="progress until which the learning rate stays")
+    parser.add_argument("--attention", default="sdpa", help="attention backend while training, e.g. flex_attention")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the forward pass")
+    parser.add_argument("--evaluate-every", type=int, default=200)
+    parser.add_argument("--log-every", type=int, default=20)
+    parser.add_argument("--save-every", type=float, default=120.0, help="seconds between checkpoints")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
-    return parser.parse_args()
+    args = parser.parse_args(arguments)
+    gpu = args.device != "cpu"
+    defaults = {
+        "data": args.run / "data",
+        "size": "medium" if gpu else "small",
+        "rows": 64 if gpu else 3,
+        "length": 2048 if gpu else 1536,
+        "workers": max(1, (os.cpu_count() or 2) - 1) if gpu else 0,
+    }
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
 
 
-def main() -> None:
-    """Train to the end of the budget."""
-    args = parse()
-    torch.set_num_threads(args.threads)
-    mixture, held_out = open_data(args.run / "data", args.length, args.seed)
+def make_batches(args: argparse.Namespace) -> Batches:
+    """The stream of batches, in this process or in workers."""
+    build = functools.partial(BatchMaker, args.data, seed=args.seed, rows=args.rows, length=args.length)
+    return WorkerBatches(build, args.workers) if args.workers else LocalBatches(build())
+
+
+def make_trainer(args: argparse.Namespace, batches: Batches) -> Trainer:
+    """The run that the arguments ask for; writes settings.json."""
+    fields = architecture(args.size, args.logit_scale)
+    model = build_model(fields, args.seed).to(args.device)
+    model.config.attn_implementation = args.attention
     options = TrainingOptions(
         Budget(steps=args.steps, minutes=args.minutes),
-        rows=args.rows,
-        bos=vocabulary.BOS_ID,
         matrix_optimizer=args.matrix_optimizer,
         matrix_lr=args.matrix_lr,
         other_lr=args.other_lr,
+        weight_decay=args.weight_decay,
+        hold=args.hold,
+        log_every=args.log_every,
+        evaluate_every=args.evaluate_every,
+        save_every=args.save_every,
+        compile=args.compile,
     )
-    trainer = Trainer(build_model(args.seed), mixture, held_out, options, args.run)
-    if args.resume:
-        trainer.resume()
-    trainer.run()
+    held_out = held_out_rows(args.data, rows=1 if args.device == "cpu" else 4, length=args.length)
+    args.run.mkdir(parents=True, exist_ok=True)
+    settings = {"architecture": fields, "command": {k: v if v is None else str(v) for k, v in vars(args).items()}}
+    (args.run / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    return Trainer(model, batches, held_out, options, args.run)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train to the end of the budget, or of the session."""
+    args = parse(arguments)
+    torch.set_num_threads(args.threads)
+    torch.set_float32_matmul_precision("high")
+    batches = make_batches(args)
+    try:
+        trainer = make_trainer(args, batches)
+        if args.resume:
+            trainer.resume()
+        trainer.run(stop_seconds=None if args.session_minutes is None else 60.0 * args.session_minutes)
+    finally:
+        batches.close()
+    if (args.run / "log.jsonl").is_file() and (args.run / "log.jsonl").stat().st_size:
+        write_curves(args.run)
+    print((args.run / "log.jsonl").read_text().splitlines()[-1] if trainer.progress.step else "no step was taken")
 
 
 if __name__ == "__main__":

@@ -118,6 +118,10 @@ class Inventor:
         return f"{self.word(1)}{rng.choice(('-', '_', ''))}{second}"
 
 
+def _with_article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
 def _of(form: str) -> Callable[[Inventor], str]:
     """A maker from a form such as ``"{name} {museum_kind}"``; every slot is a kind of value."""
     pieces = form.replace("}", "{").split("{")
@@ -207,6 +211,7 @@ _MAKERS: dict[str, Callable[[Inventor], str]] = {
     "hours": _hours,
     "version": _version,
     "phone": _phone,
+    "a_job": lambda inventor: _with_article(inventor.value("job")),
     "year": lambda inventor: str(inventor.rng.randint(1203, 2031)),
     "years": _measures(2, 300, "years"),
     "count_large": _numbers(1_100, 900_000),
