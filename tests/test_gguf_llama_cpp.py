@@ -136,4 +136,4 @@ def test_weights_are_rounded_to_the_same_bytes(embedded: Path, tmp_path: Path, k
 def test_what_it_quantizes_runs_here(wide: Path, tmp_path: Path, kind: str) -> None:
     path = quantized_by_them(wide, tmp_path / "x.gguf", kind)
     assert kind in {entry.kind.name for entry in GGUFFile(path).tensors.values()}
-    assert error(path, [5, 9, 33, 2, 40, 12, 77]) < 3e-2
+    assert error(path, [5, 9, 33, 2, 40, 12, 77]) < 5e-2  # blocks read wrongly give 1
