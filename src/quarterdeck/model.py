@@ -122,11 +122,11 @@ class CohereAttention(nn.Module):
         query, key = query.transpose(1, 2), key.transpose(1, 2)
         if self.spec.rotary:
             query, key = rotate(query, *shared.tables), rotate(key, *shared.tables)
-        if shared.cache is not None:
-            key, value = shared.cache.update(key, value, self.layer_idx, shared.cache_position)
-        mask = shared.masks[self.spec.attention_window]
         dropout = self.attention_dropout if self.training else 0.0
-        output, weights = shared.attend(query, key, value, mask, scale=self.scaling, dropout=dropout)
+        window = self.spec.attention_window
+        output, weights = shared.attended(
+            self.layer_idx, query, key, value, window=window, scale=self.scaling, dropout=dropout
+        )
         return self.o_proj(output.transpose(1, 2).flatten(2)), weights
 
 

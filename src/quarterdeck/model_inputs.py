@@ -42,6 +42,29 @@ class LayerInputs:
     device: torch.device
     _elsewhere: dict[torch.device, LayerInputs] = field(default_factory=dict, repr=False, compare=False)
 
+    def attended(
+        self,
+        layer_idx: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        window: int | None,
+        scale: float,
+        dropout: float,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention of a layer's queries ``[B, H, T, D]`` to the new keys and values and to those in the cache.
+
+        ``window`` is the layer's, ``scale`` and ``dropout`` are the backend's; so are output and weights.
+        """
+        mask = self.masks[window]
+        if self.cache is None:
+            return self.attend(query, key, value, mask, scale=scale, dropout=dropout)
+        place = self.cache_position
+        return self.cache.attend(
+            layer_idx, query, key, value, mask, self.attend, scale=scale, dropout=dropout, cache_position=place
+        )
+
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> LayerInputs:
         """The same for layers on another device, moved once for all of them there; the cache stays as it is.
 

@@ -1,8 +1,9 @@
 """The contract between a model and its key-value cache.
 
-A model hands a layer's new keys and values to :meth:`Cache.update` and attends to whatever comes back. It knows
-neither how they are stored nor where; a cache knows nothing of masks. All the model asks besides is how many
-positions are there (:meth:`Cache.get_seq_length`) and how long the keys that come back will be
+A model hands a layer's queries and new keys and values to :meth:`Cache.attend`, which stores them
+(:meth:`Cache.update`) and calls the attention backend with whatever comes back. The model knows neither how they are
+stored nor where; a cache knows nothing of masks, unless it attends to what it has stored by itself. All the model asks
+besides is how many positions are there (:meth:`Cache.get_seq_length`) and how long the keys that come back will be
 (:meth:`Cache.key_length`), so that a mask of that width can be made before the first layer runs.
 
 Shapes: ``B`` sequences, ``G`` key-value heads, ``T`` new positions, ``S`` positions to attend to, ``D`` head width.
@@ -17,6 +18,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from quarterdeck.attention.dispatch import AttentionFunction
+from quarterdeck.attention.mask import AttentionMask
 from quarterdeck.errors import InputError
 
 
@@ -126,6 +129,26 @@ class Cache(ABC):
         """
         return self.layer(layer_idx).update(key, value, cache_position)
 
+    def attend(
+        self,
+        layer_idx: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: AttentionMask,
+        attention: AttentionFunction,
+        *,
+        scale: float,
+        dropout: float = 0.0,
+        cache_position: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """:meth:`update` with ``key`` and ``value``, then ``attention`` to what comes back.
+
+        Returns what ``attention`` does: ``[B, H, T, D]``, and weights or ``None``.
+        """
+        key, value = self.update(key, value, layer_idx, cache_position)
+        return attention(query, key, value, mask, scale=scale, dropout=dropout)
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions stored so far (of layer ``layer_idx``; within ``forward`` layers fill one after the other)."""
         return self.layers[layer_idx].get_seq_length() if layer_idx < len(self.layers) else 0
@@ -140,7 +163,11 @@ class Cache(ABC):
         return -1 if limit is None else limit
 
     def crop(self, max_length: int) -> None:
-        """Keep the first ``max_length`` positions; a negative number removes that many from the end."""
+        """Keep the first ``max_length`` positions; a negative number removes that many from the end.
+
+        Raises:
+            InputError: more are to be removed than there are.
+        """
         length = self.get_seq_length()
         target = length + max_length if max_length < 0 else max_length
         if target < 0:

@@ -4,6 +4,9 @@ Positions are stored in two parts: the past in whole blocks of ``q_group_size`` 
 (the layout is told in :mod:`quarterdeck.cache.groups`), and behind it the last ``residual_length`` tokens or more, as
 they came. A block is written when there are ``residual_length`` tokens behind it.
 
+A step of decoding on the CPU attends to the codes where they lie; whatever else is done reads them back into a
+temporary of one layer's size, and hands that to the attention backend.
+
 What is new in a call is always attended to exactly; only what came in earlier calls is read back from its bits. A
 prompt that is run in chunks is therefore equal to one run at once up to the error of quantization, not to the last bit.
 
@@ -20,9 +23,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quarterdeck.attention.dispatch import AttentionFunction
+from quarterdeck.attention.mask import AttentionMask
+from quarterdeck.attention.sdpa import sdpa_attention
 from quarterdeck.cache.base import Cache, CacheLayer, CacheShape, check_block, check_config
 from quarterdeck.cache.groups import Grouping, Packed, PackedBuffer, equal_groups
 from quarterdeck.errors import InputError, UnsupportedOptionError
+from quarterdeck.kernels import native
+from quarterdeck.kernels.attention import MOST_WIDTH, Codes, Stored, decode
+from quarterdeck.kernels.rows import FLOAT_TYPES
 
 _PIECE = 1024
 """Positions that are quantized, or read back, at a time: it bounds the float32 copies made on the way."""
@@ -162,6 +171,19 @@ class QuantizedLayer(CacheLayer):
             return QuantizedBlocks(None, None, recent_keys, recent_values)
         return QuantizedBlocks(keys.read(0, keys.length), values.read(0, values.length), recent_keys, recent_values)
 
+    def segments(self, key: Tensor, value: Tensor) -> list[tuple[Stored, Stored]]:
+        """What is stored and behind it new ``[B, G, T, D]``, as the kernels take it; nothing is stored or copied.
+
+        Raises:
+            InputError: rows, heads, width or type are not those of what is stored.
+        """
+        stored = self.blocks()
+        check_block(stored.recent_keys, key)
+        rest: list[tuple[Stored, Stored]] = [(stored.recent_keys, stored.recent_values), (key, value)]
+        if stored.keys is None or stored.values is None:
+            return rest
+        return [(_codes(stored.keys), _codes(stored.values)), *rest]
+
     @property
     def spare(self) -> int:
         """Positions that can come before the next block is quantized."""
@@ -202,7 +224,9 @@ class QuantizedCache(Cache):
     >>> cache = QuantizedCache(nbits=4)
     >>> model.generate(ids, past_key_values=cache, max_new_tokens=20)
 
-    Memory is what it saves: a step reads the past back into a temporary of one layer's exact size.
+    Memory is what it saves, and on the CPU the time of reading it: there, a step of decoding attends to the codes as
+    they are (:mod:`quarterdeck.kernels.attention`). Elsewhere, and for more than one position, the past is read back
+    into a temporary of one layer's exact size.
 
     Args:
         backend: ``None``, ``"quarterdeck"`` or ``"quanto"``: whatever it is, the arithmetic is ours and no other
@@ -248,6 +272,30 @@ class QuantizedCache(Cache):
             self.layers.append(QuantizedLayer(self.storage))
         return self.layers[layer_idx]
 
+    def attend(
+        self,
+        layer_idx: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: AttentionMask,
+        attention: AttentionFunction,
+        *,
+        scale: float,
+        dropout: float = 0.0,
+        cache_position: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """In place where it can be done, with sums in float32; else as every cache does."""
+        layer = self.layer(layer_idx)
+        is_step = attention is sdpa_attention and not dropout and _reads_in_place(query, key, value, mask)
+        if is_step and isinstance(layer, QuantizedLayer) and layer.get_seq_length():
+            output = decode(query, layer.segments(key, value), scale=scale, allowed=_visible(mask, query.shape[0]))
+            layer.append(key, value)
+            return output, None
+        return super().attend(
+            layer_idx, query, key, value, mask, attention, scale=scale, dropout=dropout, cache_position=cache_position
+        )
+
     def key_length(self, new: int) -> int:
         """All that is stored and ``new`` more."""
         return self.get_seq_length() + new
@@ -262,6 +310,31 @@ class QuantizedCache(Cache):
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, {self.storage.nbits} bits)"
+
+
+def _codes(packed: Packed) -> Codes:
+    return Codes(*packed.tensors, packed.grouping.bits, packed.grouping.tokens, packed.grouping.channels)
+
+
+def _reads_in_place(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask) -> bool:
+    """Whether a step goes to our kernel: one position per sequence, on the CPU, and nobody wants a gradient.
+
+    A program that is being compiled reads back: it can look into that, and not into native code.
+    """
+    if query.shape[2] != 1 or mask.explicit is not None or mask.documents is not None:
+        return False
+    if torch.compiler.is_compiling() or query.dtype not in FLOAT_TYPES or query.shape[3] > MOST_WIDTH:
+        return False
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        return False
+    return native.level_for(query, None) is not None
+
+
+def _visible(mask: AttentionMask, rows: int) -> Tensor | None:
+    """``[B, S]`` keys that the one query of each row sees; ``None`` for all."""
+    if mask.sees_all:
+        return None
+    return mask.made("visible keys", lambda: mask.allowed()[:, 0, 0].expand(rows, -1).contiguous())
 
 
 def _check_backend(backend: object) -> None:
