@@ -17,6 +17,7 @@ from quarterdeck import CohereForCausalLM, CompileConfig, GenerationConfig, Stat
 from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.generation.caches import make_cache
 from quarterdeck.generation.compiled import CompiledSteps, compiled_step, padded_room, steps_of
+from quarterdeck.quantization.surgery import quantize_model
 
 B = 2
 GREEDY: dict[str, Any] = {
@@ -247,6 +248,27 @@ def test_the_real_compiler(model: CohereForCausalLM) -> None:
     config = CompileConfig(fullgraph=True)
     ours = model.generate(ids, **GREEDY, cache_implementation="static", compile_config=config, output_logits=True)
     same(ours, model.generate(ids, **GREEDY, output_logits=True))
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_packed_weights_are_part_of_the_program(form: str) -> None:
+    model = quantize_model(make_ours(num_hidden_layers=1, hidden_size=64, num_key_value_heads=2), form)
+    counter, options = counting()
+    for length in (5, 9):
+        ids = random_ids(B, length)
+        ours = model.generate(ids, **GREEDY, **options, output_logits=True)
+        same(ours, model.generate(ids, **GREEDY, output_logits=True))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # of its own modules
+def test_the_real_compiler_with_packed_weights() -> None:
+    model = quantize_model(make_ours(num_hidden_layers=1, hidden_size=64), "int4")
+    ids = random_ids(B, 5)
+    options: dict[str, Any] = {"cache_implementation": "static", "compile_config": CompileConfig(fullgraph=True)}
+    same(
+        model.generate(ids, **GREEDY, **options, output_logits=True), model.generate(ids, **GREEDY, output_logits=True)
+    )
 
 
 # -- what cannot be compiled ---------------------------------------------------------------------------

@@ -44,10 +44,13 @@ def check_linear(x: Tensor, data: Tensor, rows: int, columns: int, bias: Tensor 
 
 
 def check_ids(ids: Tensor, rows: int) -> None:
-    """InputError unless ``ids`` are int64 or int32 and, where looking costs nothing, rows that there are."""
+    """InputError unless ``ids`` are int64 or int32 and, where looking costs nothing, rows that there are.
+
+    Compiled programs do not look: a number that the host reads would break them in two.
+    """
     if ids.dtype not in (torch.int64, torch.int32):
         raise InputError(f"ids are {ids.dtype}; rows of a weight of {rows} rows are chosen by int64 or int32")
-    if ids.device.type != "cpu" or not ids.numel():
+    if ids.device.type != "cpu" or not ids.numel() or torch.compiler.is_compiling():
         return  # another device would have to be waited for
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= rows:
