@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from quarterdeck import CohereForCausalLM, CohereTokenizerFast, GrammarLogitsProcessor
-from quarterdeck.errors import ChatError
+from quarterdeck.errors import ChatError, InputError
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -68,6 +68,17 @@ def test_a_grammar_for_every_row(model: CohereForCausalLM, tokenizer: CohereToke
     )
     texts = tokenizer.batch_decode(rows[:, prompt(tokenizer).shape[1] :], skip_special_tokens=True)
     assert {json.loads(text) for text in texts} <= {"yes", "no"}
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_beams_are_refused(model: CohereForCausalLM, tokenizer: CohereTokenizerFast, rows: int) -> None:
+    """Also as many grammars as beams, which would be those of other texts after a step."""
+    grammar = GrammarLogitsProcessor.from_schema({"enum": ["yes", "no"]}, tokenizer, rows=rows)
+    for more in ({}, {"stopping_criteria": [grammar.advance]}):
+        with pytest.raises(
+            InputError, match=r"GrammarLogitsProcessor keeps track.*num_beams=2 moves rows: set num_beams=1"
+        ):
+            model.generate(prompt(tokenizer), logits_processor=[grammar], num_beams=2, max_new_tokens=9, **more)
 
 
 def test_other_end_tokens_may_end_a_text(tokenizer: CohereTokenizerFast) -> None:

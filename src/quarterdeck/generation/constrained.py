@@ -41,12 +41,14 @@ _MOST_THREADS = 4
 class GrammarLogitsProcessor(LogitsProcessor):
     """Gives -inf to every token that a row's grammar does not allow next; after its end only end tokens are left.
 
-    For one call of `generate`; rows keep their places, so not for beams.
+    For one call of `generate`; rows keep their places, so beams are refused.
 
     Args:
         matchers: one per row, at the beginning of their texts; None lets a row write what it likes.
         pad_token_id: what `generate` fills finished rows with. A row that gets it is not followed any further.
     """
+
+    follows_beams = False
 
     def __init__(self, matchers: Iterable[Matcher | None], *, pad_token_id: int | None = None) -> None:
         self._rows = [Row(matcher, pad_token_id) for matcher in matchers]

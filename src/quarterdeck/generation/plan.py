@@ -218,10 +218,17 @@ def beam_options(config: GenerationConfig, plan: Plan) -> BeamOptions | None:
     token; with groups of beams, always the padding token.
 
     Raises:
-        InputError: texts may end at different lengths, and nothing is there to fill them with.
+        InputError: texts may end at different lengths, and nothing is there to fill them with; a logits processor that
+            cannot follow rows which change places.
     """
     if (config.num_beams or 1) == 1:
         return None
+    rigid = next((one for one in plan.processors if not getattr(one, "follows_beams", True)), None)
+    if rigid is not None:
+        raise InputError(
+            f"{type(rigid).__name__} keeps track of every row at its place, and num_beams={config.num_beams} moves "
+            "rows: set num_beams=1, or leave the processor out"
+        )
     ends = end_tokens(config)
     pad = config.pad_token_id
     if pad is None and len(plan.criteria) > 1:

@@ -25,6 +25,9 @@ ProcessorFunction = Callable[[Tensor, Tensor], Tensor]
 class LogitsProcessor:
     """Base of the processors here; a subclass defines ``__call__``. Users' own may be plain functions."""
 
+    follows_beams: bool = True
+    """False where rows must keep their places from call to call, as the beams of a search do not."""
+
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The new scores [B, V] of the token that follows ``input_ids``."""
         raise NotImplementedError(f"{type(self).__name__} must define __call__(input_ids, scores)")
