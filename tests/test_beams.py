@@ -103,6 +103,25 @@ def test_drawn(pair: Pair, name: str) -> None:
         check(pair, **padded(), seed=seed, max_new_tokens=9, do_sample=True, **DRAWS[name])
 
 
+@pytest.mark.parametrize(("scale", "penalty"), [(1.0, -1.0), (3.0, -0.5)])
+def test_no_text_may_get_better_by_growing(scale: float, penalty: float) -> None:
+    """With a negative penalty "never" must go by the present length: by the longest it would end too soon."""
+    found = check(
+        make_pair(num_key_value_heads=2, logit_scale=scale),
+        **padded(),
+        num_beams=3,
+        num_return_sequences=3,
+        length_penalty=penalty,
+        early_stopping="never",
+        eos_token_id=list(range(3, 90, 3)) if scale == 1.0 else list(range(3, 40)),
+        pad_token_id=0,
+        max_new_tokens=14,
+    )
+    lengths = (found.beam_indices >= 0).sum(dim=1).tolist()
+    assert len(set(lengths)) > 2
+    assert len(found.scores) < 14
+
+
 def random_options(source: random.Random) -> dict[str, Any]:
     beams = source.randint(2, 6)
     return {

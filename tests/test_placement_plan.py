@@ -82,6 +82,21 @@ def test_maps_are_those_of_transformers(strategy: Any, memory: dict[int | str, i
     assert planned == theirs_planned(strategy, dict(memory), torch.float32, **fields)
 
 
+@pytest.mark.parametrize("strategy", ["auto", "sequential"])
+def test_what_torch_holds_in_reserve_is_free_but_not_above_the_limit(
+    strategy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory: dict[int | str, int] = {0: ALL // 2, "cpu": ALL}
+    plain = plan_device_map(ours(), strategy, max_memory=memory, dtype=torch.float32)
+    assert set(plain.values()) == {0, "cpu"}
+    monkeypatch.setattr("quarterdeck.weights.placement._reserved", lambda place: 0 if place == "cpu" else ALL)
+    assert plan_device_map(ours(), strategy, max_memory=memory, dtype=torch.float32) == plain
+    free = {0: ALL // 2, "cpu": ALL}
+    monkeypatch.setattr("accelerate.utils.get_max_memory", lambda max_memory=None: dict(free))
+    monkeypatch.setattr("accelerate.utils.get_balanced_memory", lambda *args, **options: dict(free))
+    assert plan_device_map(ours(), strategy, dtype=torch.float32) == {"": 0}
+
+
 def test_the_type_counts() -> None:
     memory: dict[int | str, int] = {0: ALL // 2, 1: ALL // 2, "cpu": ALL}
     full, half = (plan_device_map(ours(), "auto", max_memory=memory, dtype=d) for d in (torch.float32, torch.bfloat16))

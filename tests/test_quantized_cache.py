@@ -326,6 +326,25 @@ def test_other_ways_to_decode_find_the_same(options: dict[str, Any]) -> None:
     assert torch.equal(ours, plain)
 
 
+def test_prompts_are_taken_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts, later ones would see what is rounded of earlier ones."""
+    monkeypatch.setattr("quarterdeck.generation.caches.PROMPT_CHUNK", 8)
+    model, ids = make_ours(), random_ids(1, 30)
+    runs: list[int] = []
+    model.model.embed_tokens.register_forward_pre_hook(lambda _, inputs: runs.append(inputs[0].shape[1]))
+    options: dict[str, Any] = {"max_new_tokens": 2, "eos_token_id": None}
+    quantized = {"cache_implementation": "quantized", "cache_config": SMALL}
+    for more, expected in (
+        ({}, [8, 8, 8, 6, 1]),
+        (quantized, [30, 1]),
+        ({"past_key_values": QuantizedCache(**SMALL)}, [30, 1]),
+        (quantized | {"prefill_chunk_size": 16}, [16, 14, 1]),
+    ):
+        runs.clear()
+        model.generate(ids, **options, **more)
+        assert runs == expected
+
+
 def test_arguments_of_transformers() -> None:
     config = make_ours().config
     cache = QuantizedCache("quanto", config, nbits=4, axis_key=0, axis_value=0, q_group_size=64, residual_length=128)
