@@ -112,15 +112,72 @@ def test_no_name_is_listed_twice() -> None:
         assert sorted(listed) == sorted(set(listed)), heading
 
 
-def _tests_in(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
+# tests that walk over all names themselves, so that no name stands in them
+WALKS = {
+    "test_config.py::test_every_documented_parameter_has_its_default": "over the parameters of the peer's constructor",
+    "test_names.py::test_what_is_said_not_to_be_here_is_not": "over the rows of the page",
+    "test_generation_config.py::test_arguments_that_are_not_there_are_refused_by_name": "over the arguments refused",
+}
+# what stands for arguments without names of their own
+NAMELESS = {"kwargs", "generate_kwargs", "model_args"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The definitions of a file of tests: source by name, and which of them each refers to."""
+
+    texts: dict[str, str]
+    uses: dict[str, set[str]]
+
+    def behind(self, name: str) -> str:
+        """What a test is made of: itself, and the tables, fixtures and functions of its file that it refers to."""
+        found, waiting = {name}, [name]
+        while waiting:
+            new = self.uses[waiting.pop()] - found
+            found |= new
+            waiting += new
+        return "\n".join(self.texts[one] for one in found)
+
+
+@cache
+def source_of(file: str) -> Source:
+    text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+    lines, nodes = text.splitlines(), {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            nodes[node.name] = (min([node.lineno, *(one.lineno for one in node.decorator_list)]), node)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                nodes |= {one.id: (node.lineno, node) for one in ast.walk(target) if isinstance(one, ast.Name)}
+    texts = {name: "\n".join(lines[first - 1 : node.end_lineno]) for name, (first, node) in nodes.items()}
+    return Source(texts, {name: _names_in(node) & set(nodes) for name, (_, node) in nodes.items()})
+
+
+def _names_in(node: ast.AST) -> set[str]:
+    """Names that are used, and arguments, which may be fixtures."""
+    return {
+        one.id if isinstance(one, ast.Name) else one.arg
+        for one in ast.walk(node)
+        if isinstance(one, ast.Name | ast.arg)
+    }
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=row.names[0]) for row in rows()])
 def test_behind_each_name_stands_a_test(row: Row) -> None:
     file, _, function = row.test.partition("::")
-    assert function in _tests_in(ROOT / "tests" / file)
+    source = source_of(file)
+    assert function.startswith("test_")
+    assert function in source.texts
+    if row.test not in WALKS:
+        code = source.behind(function)
+        if file == "test_documentation_pages.py":
+            code += "".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "tests/pages").glob("*.md")))
+        missing = [name for name in row.names if name not in NAMELESS and not re.search(rf"(?<!\w){name}(?!\w)", code)]
+        assert not missing, f"{row.test} says nothing of {missing}"
+
+
+def test_only_tests_that_are_cited_may_leave_out_names() -> None:
+    assert set(WALKS) <= {row.test for row in rows()}
 
 
 def _absent(states: Iterable[str] = ("not here",)) -> list[tuple[str, str]]:
