@@ -234,7 +234,12 @@ class GenerationConfig:
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any], **overrides: Any) -> GenerationConfig:
-        """Options as read from a file, then those given by name. See the class for what a file may hold."""
+        """Options as read from a file, then those given by name. See the class for what a file may hold.
+
+        Raises:
+            InputError: a value, of the file or by name, that cannot be right.
+            UnsupportedOptionError: an argument by name that is no option, or not in this version.
+        """
         config = cls._read(options, f"{FILE_NAME}, or a dictionary in its place")
         unknown = config.update(**overrides)
         if unknown:
@@ -277,7 +282,11 @@ class GenerationConfig:
         return cls.from_dict(_read_object(path), **overrides)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], config_file_name: str = FILE_NAME) -> None:
-        """Write the options that differ from the defaults; the folder is made if need be."""
+        """Write the options that differ from the defaults; the folder is made if need be.
+
+        Raises:
+            InputError: the folder is a file, or an option is a function, which no file can hold.
+        """
         folder = Path(save_directory)
         if folder.is_file():
             raise InputError(f"'{folder}' is a file; give a folder to write {config_file_name} into.")

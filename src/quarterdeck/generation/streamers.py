@@ -82,7 +82,11 @@ class TextStreamer(BaseStreamer):
         self._decoder: IncrementalDecoder | None = None
 
     def put(self, value: Tensor) -> None:
-        """Take ids and show the text that they make certain."""
+        """Take ids and show the text that they make certain.
+
+        Raises:
+            InputError: they are of several rows.
+        """
         if value.ndim > 1 and value.shape[0] > 1:
             raise InputError(
                 f"{type(self).__name__} shows one sequence, and this is a batch of {value.shape[0]}: generate one "

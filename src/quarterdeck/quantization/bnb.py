@@ -54,6 +54,10 @@ def replace_with_bitsandbytes(
         model: a model without memory.
         config: how.
         elsewhere: names of modules that are to stay in full, since they go to the CPU or to disk.
+
+    Raises:
+        InputError: no linear is left to quantize.
+        MissingPackageError: ``bitsandbytes`` is not installed.
     """
     bitsandbytes = library()
     left = set(_left_alone(model, config)) | set(elsewhere)
