@@ -31,7 +31,7 @@ from quarterdeck.quantization.formats import PACKED, SCALE
 from quarterdeck.quantization.surgery import replace_modules
 
 PRESET = "c4ai-command-r-v01"
-SHARD = 4 * 10**9  # bytes
+SHARD = 2 * 10**9  # bytes
 
 
 def arguments() -> argparse.Namespace:
