@@ -1,8 +1,8 @@
 """The published examples of both versions of the page "Cohere", with only the import and the model's name changed.
 
-The blocks are kept in ``tests/pages`` as they were published. Every block of Python runs here on Quarterdeck, in order,
-as one session; those of the page of transformers 4.56.2 run on transformers as well, from the same seeds, and print
-the same. The model is the embedded one under the templates of Command-R.
+The blocks are kept in ``tests/pages`` as they were published. Every block of Python runs here on Quarterdeck, each
+alone with the few names that the page assumes; those of the page of transformers 4.56.2 run on transformers as well,
+from the same seeds, and print the same. The model is the embedded one under the templates of Command-R.
 """
 
 from __future__ import annotations
