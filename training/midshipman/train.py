@@ -93,6 +93,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--matrix-lr", type=float, default=0.02)
     parser.add_argument("--other-lr", type=float, default=3e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
+    parser.add_argument("--warmup", type=int, default=60, help="steps until the full learning rate")
     parser.add_argument("--hold", type=float, default=0.4, help="progress until which the learning rate stays")
     parser.add_argument("--attention", default="sdpa", help="attention backend while training, e.g. flex_attention")
     parser.add_argument("--compile", action="store_true", help="torch.compile the forward pass")
@@ -133,13 +134,14 @@ def make_trainer(args: argparse.Namespace, batches: Batches) -> Trainer:
         matrix_lr=args.matrix_lr,
         other_lr=args.other_lr,
         weight_decay=args.weight_decay,
+        warmup=args.warmup,
         hold=args.hold,
         log_every=args.log_every,
         evaluate_every=args.evaluate_every,
         save_every=args.save_every,
         compile=args.compile,
     )
-    held_out = held_out_rows(args.data, rows=1 if args.device == "cpu" else 4, length=args.length)
+    held_out = held_out_rows(args.data, rows=1 if args.device == "cpu" else 4, length=max(args.length, 2048))
     args.run.mkdir(parents=True, exist_ok=True)
     settings = {"architecture": fields, "command": {k: v if v is None else str(v) for k, v in vars(args).items()}}
     (args.run / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -54,16 +54,16 @@ def pack(documents: Iterable[Ids], *, rows: int, length: int, pad: int = 0, pati
     filled = np.zeros(rows, dtype=np.int64)
     asked: list[NDArray[np.int64]] = []
     targets: list[NDArray[np.int64]] = []
-    count = misses = 0
+    count, misses = 0, 0.0
     for tokens, supervised in documents:
         size = len(tokens) - 1
         room = np.flatnonzero(filled + size <= length)
         if len(room) == 0 or size < 1:
-            misses += 1
+            misses += 1 if size <= length else 0.01  # one that never fits says little about how full the rows are
             if misses >= patience:
                 break
             continue
-        misses, count, row = 0, count + 1, int(room[0])
+        misses, count, row = 0.0, count + 1, int(room[0])
         begin = int(filled[row])
         ids[row, begin : begin + size] = tokens[:-1]
         positions[row, begin : begin + size] = np.arange(size)

@@ -18,6 +18,8 @@ from quarterdeck.training.midshipman.invention import Inventor
 
 REFUSAL = "I could not find that in the documents."
 
+_MODES: tuple[CitationMode, ...] = ("accurate",) * 15 + ("fast",) * 4 + ("off",)
+
 PREAMBLES = (
     "You are a helpful assistant.",
     "You answer questions about our documents.",
@@ -108,7 +110,7 @@ def _listed(numbers: Sequence[int]) -> str:
 
 def grounded_example(family: str, question: Question, rng: random.Random, mode: CitationMode | None = None) -> Example:
     """The example; without a `mode`, it is drawn, and sometimes a system message is put before."""
-    chosen: CitationMode = mode or rng.choice(("accurate",) * 15 + ("fast",) * 4 + ("off",))
+    chosen: CitationMode = rng.choice(_MODES) if mode is None else mode
     relevant = sorted(question.relevant | {n for one in question.answer for n in one.sources})
     messages: list[Message] = []
     if mode is None and rng.random() < 0.15:

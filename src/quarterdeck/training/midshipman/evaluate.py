@@ -22,6 +22,8 @@ import torch
 
 from quarterdeck.auto import AutoModelForCausalLM, AutoTokenizer
 from quarterdeck.chat.answers.answering import answer
+from quarterdeck.chat.answers.sampling import SamplingParams
+from quarterdeck.chat.grammars.grammar import Grammar
 from quarterdeck.chat.template import Prompt
 from quarterdeck.training.midshipman.cases import make_groups
 from quarterdeck.training.midshipman.example import END_OF_TURN, Example
@@ -91,6 +93,20 @@ class _Unwritten(Exception):  # noqa: N818 - no error: the second text of a requ
         self.prompt = prompt
 
 
+class _Written:
+    """A source of raw text for `answer`: what the model has written already."""
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self._texts = texts
+
+    def __call__(
+        self, prompt: Prompt, *, grammar: Grammar | None = None, sampling_params: SamplingParams | None = None
+    ) -> Iterable[str]:
+        if prompt.text not in self._texts:
+            raise _Unwritten(prompt)
+        return [self._texts[prompt.text]]
+
+
 def run_cases(candidate: Candidate, groups: Mapping[str, Sequence[Example]]) -> list[Outcome]:
     """Every case answered; a request that takes two generations gets its second in another round."""
     cases = [(group, example, example.prompt()) for group, examples in groups.items() for example in examples]
@@ -110,12 +126,7 @@ def run_cases(candidate: Candidate, groups: Mapping[str, Sequence[Example]]) -> 
 
 
 def _outcome(group: str, example: Example, prompt: Prompt, texts: Mapping[str, str]) -> Outcome:
-    def generate(asked: Prompt, **_: Any) -> Iterable[str]:
-        if asked.text not in texts:
-            raise _Unwritten(asked)
-        return [texts[asked.text]]
-
-    reply = answer(generate, list(example.messages), **example.options())
+    reply = answer(_Written(texts), list(example.messages), **example.options())
     return Outcome(group, example, prompt, texts[prompt.text], reply)
 
 

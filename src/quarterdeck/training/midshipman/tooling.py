@@ -389,9 +389,9 @@ class ToolExamples:
                 (".", ()),
             )
             answer = Statement(pieces)
-            about = {"answer": answer.plain, "sources": [0, 1], "values": [found, last]}
+            truth = {"answer": answer.plain, "sources": [0, 1], "values": [found, last]}
             return Example(
-                "tools", tuple(messages), completion((answer,), [0, 1], "accurate"), tools=tools, about=about
+                "tools", tuple(messages), completion((answer,), [0, 1], "accurate"), tools=tools, about=truth
             )
         about = {"tool": calls[stage].name, "arguments": calls[stage].parameters}
         return Example("tools", tuple(messages), texts[stage], tools=tools, about=about)
