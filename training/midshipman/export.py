@@ -77,14 +77,14 @@ def write_template(out: Path) -> None:
     (out / "chat_template.jinja").write_text(jinja_template("default"), encoding="utf-8", newline="")
 
 
-def export(run: Path, out: Path, data: Path | None = None) -> None:
+def export(run: Path, out: Path, data: Path | None = None, shard: str = "1GB") -> None:
     """Write everything but the card; `data` is what the run was trained on, if not ``run/data``."""
     tensors, state = load(run / "checkpoint")
     model = build_model(json.loads((run / "settings.json").read_text())["architecture"], seed=0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
-    model.to(torch.bfloat16).save_pretrained(out)
+    model.to(torch.bfloat16).save_pretrained(out, max_shard_size=shard)
     config = json.loads((out / "config.json").read_text())
     config["torch_dtype"] = config.pop("dtype")  # the spelling that readers of every age understand
     _write(out / "config.json", dict(sorted(config.items())))
@@ -106,8 +106,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("training/runs/midshipman"))
     parser.add_argument("--data", type=Path, help="what prepare made; default: data in --run")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--shard", default="1GB", help="largest file of weights, e.g. 15MB")
     args = parser.parse_args()
-    export(args.run, args.out, args.data)
+    export(args.run, args.out, args.data, args.shard)
 
 
 if __name__ == "__main__":
