@@ -8,7 +8,7 @@ take turns: one run that is not counted, then as many as ``--repeats`` says for 
 of decoding follow a prompt of the first length. A format's models are gone before those of the next are made.
 
 Formats: float32 and bf16 are the same tensors in both libraries; int8 is one scale per row (Q8_0, with one per 32
-weights, in llama.cpp; nncf's 8 bits in OpenVINO); int4 is 4.5 bits with one scale per 32 weights (Q4_0; nncf's int4).
+weights, in llama.cpp; nncf's 8 bits in OpenVINO); int4 is 4.5 bits with one scale per 32 weights (Q4_0).
 Engines that are not installed are left out and named. Written to the folder: results.json, results.md, results.svg; a
 scratch folder beside it holds the files that the engines read (9 GB) and is removed.
 """
@@ -55,6 +55,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=16, help="steps of decoding")
     parser.add_argument("--rounds", type=int, default=3, help="turns of decoding")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--no-repack",
+        action="store_true",
+        help="keep llama.cpp from repacking weights: some builds crash in their AMX products; build it without AMX "
+        "instead where repacked figures are wanted",
+    )
     return parser.parse_args()
 
 
@@ -78,16 +84,16 @@ def engines_of(kind: str, options: argparse.Namespace, scratch: Path) -> Iterato
     dtype = torch.float32 if kind == "float32" else torch.bfloat16
     model = make_weights(config, dtype)
     context = max(int(length) for length in options.prompts.split(",")) + options.tokens + 8
-    if kind in ("int8", "int4") and "openvino" in wanted and has("openvino") and has("nncf"):
+    if kind == "int8" and "openvino" in wanted and has("openvino") and has("nncf"):
         path = scratch / f"{kind}.xml"
-        export(model.float(), path, 8 if kind == "int8" else 4)
+        export(model.float(), path)
         model = model.bfloat16()
         yield OpenVino(path, options.threads)
     if "llama.cpp" in wanted and has("llama_cpp"):
         path = scratch / f"{kind}.gguf"
         source = MemoryTensors({name: t for name, t in model.state_dict().items() if name != "lm_head.weight"})
         write_gguf(path, source, config, AutoTokenizer.from_pretrained("midshipman"), kind=GGUF[kind])
-        yield LlamaCpp(path, context, options.threads)
+        yield LlamaCpp(path, context, options.threads, repack=not options.no_repack)
     if kind in ("int8", "int4"):
         quantize_model(model, kind)
     elif "transformers" in wanted:

@@ -90,9 +90,16 @@ class Transformers:
 
 
 class LlamaCpp:
-    """llama.cpp through the C interface in llama-cpp-python, with its default batch of 512 tokens at once."""
+    """llama.cpp through the C interface in llama-cpp-python, with its default batch of 512 tokens at once.
 
-    def __init__(self, path: Path, context: int, threads: int) -> None:
+    Args:
+        path: the GGUF file.
+        context: tokens that it makes room for.
+        threads: how many it uses.
+        repack: lets it put weights into its own orders of blocks, among them those for AMX.
+    """
+
+    def __init__(self, path: Path, context: int, threads: int, *, repack: bool) -> None:
         import llama_cpp
 
         self._lib: Any = llama_cpp
@@ -101,6 +108,7 @@ class LlamaCpp:
         llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
         options = llama_cpp.llama_model_default_params()
         options.n_gpu_layers = 0
+        options.use_extra_bufts = repack
         load = getattr(llama_cpp, "llama_model_load_from_file", None) or llama_cpp.llama_load_model_from_file
         self._model = load(str(path).encode(), options)
         settings = llama_cpp.llama_context_default_params()

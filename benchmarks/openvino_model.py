@@ -60,8 +60,8 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
 
 
-def export(model: CohereForCausalLM, path: Path, bits: int) -> None:
-    """Write the model with weights in 8 or 4 bits, as nncf compresses them without data."""
+def export(model: CohereForCausalLM, path: Path) -> None:
+    """Write the model with weights in 8 bits, as nncf compresses them without data."""
     import nncf
     import openvino
     from openvino._offline_transformations import apply_make_stateful_transformation
@@ -81,10 +81,5 @@ def export(model: CohereForCausalLM, path: Path, bits: int) -> None:
     converted.validate_nodes_and_infer_types()
     pairs = {f"past.{number}": f"present.{number}" for number in range(2 * layers)}
     apply_make_stateful_transformation(converted, pairs)
-    if bits == 8:
-        small = nncf.compress_weights(converted, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    else:
-        small = nncf.compress_weights(
-            converted, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=32, ratio=1.0, all_layers=True
-        )
+    small = nncf.compress_weights(converted, mode=nncf.CompressWeightsMode.INT8_ASYM)
     openvino.save_model(small, path, compress_to_fp16=False)
