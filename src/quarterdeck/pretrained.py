@@ -22,6 +22,7 @@ from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.generation.config import FILE_NAME as GENERATION_CONFIG
 from quarterdeck.generation.config import GenerationConfig
 from quarterdeck.gguf.metadata import generation_values
+from quarterdeck.kernels.linears import use_native_linears
 from quarterdeck.locate import HubOptions, gguf_path
 from quarterdeck.memory.loading import check_load
 from quarterdeck.model_base import ModelBase
@@ -116,6 +117,7 @@ class PreTrainedModel(ModelBase):
         force_download: bool = False,
         gguf_file: str | None = None,
         check_memory: bool = True,
+        native_kernels: bool = True,
         **options: Any,
     ) -> Self | tuple[Self, dict[str, Any]]:
         """A model with the weights of a checkpoint, in evaluation mode.
@@ -157,6 +159,7 @@ class PreTrainedModel(ModelBase):
             force_download: download again.
             gguf_file: name of a GGUF file in the folder or hub repository, to load instead.
             check_memory: refuse before anything is read what cannot fit; see `quarterdeck.memory`.
+            native_kernels: let linears in 16 bit on the CPU compute few rows by `quarterdeck.kernels.linears`.
             options: fields of the configuration to override by name; ``load_in_4bit`` and ``load_in_8bit`` with fields
                 of `BitsAndBytesConfig`, the older way to give one. Of transformers' other options
                 ``low_cpu_mem_usage``, ``use_safetensors`` and ``trust_remote_code`` are accepted where they ask
@@ -212,6 +215,8 @@ class PreTrainedModel(ModelBase):
         )
         if name is not None:
             model._read_generation_config(name, hub, source)
+        if native_kernels:
+            use_native_linears(model)
         model.eval()
         return (model, report.as_dict()) if output_loading_info else model
 

@@ -53,7 +53,7 @@ def quantization_steps(
 def _calibrated(model: Any, config: QuantizationConfig, batches: Sequence[Tensor]) -> Iterator[LayerError]:
     decoder = model.base_model
     chosen = targets(model, config)
-    linears = {name: module for name, module in chosen.items() if type(module) is nn.Linear}
+    linears = {name: module for name, module in chosen.items() if isinstance(module, nn.Linear)}
     tables = {name: module for name, module in chosen.items() if type(module) is nn.Embedding}
     heads = {name: module for name, module in linears.items() if module is output_head(model)}
     tied = [name for name, head in heads.items() if any(head.weight is table.weight for table in tables.values())]

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from quarterdeck.errors import InputError
+from quarterdeck.kernels.linears import is_linear
 from quarterdeck.quantization.choose import as_quantization
 from quarterdeck.quantization.config import QuantizationConfig
 from quarterdeck.quantization.formats import PackedFormat, format_of
@@ -39,7 +40,7 @@ def targets(model: nn.Module, config: QuantizationConfig) -> dict[str, nn.Linear
     found: dict[str, nn.Linear | nn.Embedding] = {}
     left: list[nn.Module] = []
     for name, module in model.named_modules():
-        if type(module) not in (nn.Linear, nn.Embedding):
+        if type(module) is not nn.Embedding and not is_linear(module):
             continue
         wanted = config.head if module is head else config.embeddings if type(module) is nn.Embedding else True
         if wanted and not skipped(name, config.modules_to_not_convert):
