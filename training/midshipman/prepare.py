@@ -180,7 +180,7 @@ def jargon_passages(folder: Path) -> list[Passage]:
             re.sub(r"[{}]", "", re.sub(r"\[[^\]]*\]|^ [a-z]+\.[a-z. ,]*$", "", body, flags=re.MULTILINE))
         )
         if re.fullmatch(r"[A-Za-z][\w' -]{2,30}", title.strip()) and not _CRUDE.search(entry):
-            titled.append((title.strip(), re.sub(r"^(?:\d\. |[a-z]+\. )+", "", plain)))
+            titled.append((title.strip(), re.sub(r"(?:^|(?<=[.!?)] ))(?:\d\. ?|[a-z]+\. )+", "", plain)))
     return list(passages_of("jargon", titled))
 
 
