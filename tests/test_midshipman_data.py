@@ -28,8 +28,9 @@ from quarterdeck.training.midshipman.invention import Inventor
 from quarterdeck.training.midshipman.mixture import SHARES, Materials, Mixture
 from quarterdeck.training.midshipman.natural import Passage, write_passages
 from quarterdeck.training.midshipman.primer import repeated_tokens
+from quarterdeck.training.midshipman.skeletons import skeletons
 from quarterdeck.training.midshipman.talk import Knowledge
-from quarterdeck.training.midshipman.tooling import ToolExamples, skeletons
+from quarterdeck.training.midshipman.tooling import ToolExamples
 
 PASSAGES = tuple(
     Passage(

@@ -150,7 +150,7 @@ class NaturalQuestions:
         found = plain[begin : end + 1]
         if begin == 0 and not (len(found[0]) > 1 and found[0][1:] != found[0][1:].lower()):
             found[0] = found[0] if self._counts[found[0].lower()] < 3 else found[0][0].lower() + found[0][1:]
-        return " ".join(found) if all(re.fullmatch(r"[\w'-]+", word) for word in found) else None
+        return " ".join(found) if all(re.fullmatch(r"[\w-]+", word) for word in found) else None
 
 
 def _window(passage: Passage, rng: random.Random) -> tuple[str, ...]:
