@@ -204,7 +204,7 @@ def test_a_fixed_room_is_kept() -> None:
     assert not cache.is_compileable
     assert repr(cache) == "StaticCache(3 layers, empty)"
     cache.update(block(5, 0), block(5, 0), 0, torch.arange(5))
-    with pytest.raises(InputError, match="cache_position must be 5 to 6, not.*without offloading"):
+    with pytest.raises(InputError, match=r"cache_position must be 5 to 6, not.*without offloading"):
         cache.update(block(2, 0), block(2, 0), 0, torch.tensor([0, 1]))
     with pytest.raises(InputError, match="holds 40 positions and 41 are needed; make it with a larger max_cache_len"):
         cache.update(block(36, 0), block(36, 0), 0)

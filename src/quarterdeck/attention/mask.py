@@ -61,8 +61,8 @@ class AttentionMask:
         """The same on another device, where matrices are made anew; itself if it is there."""
         if self.device == device:
             return self
-        tensors = {item.name: getattr(self, item.name) for item in fields(self)}
-        moved = {name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)}
+        held = {item.name: getattr(self, item.name) for item in fields(self)}
+        moved: dict[str, Any] = {name: one.to(device) for name, one in held.items() if isinstance(one, Tensor)}
         return replace(self, device=device, _made={}, **moved)
 
     @property
