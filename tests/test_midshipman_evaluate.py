@@ -158,6 +158,11 @@ def test_a_model_on_disk_is_evaluated_and_the_exit_code_says_that_it_fails(
     prompts = [one.prompt() for one in make_groups(0.02)["chat"]]
     alone = [evaluation.BatchedModel(model, tokenizer, longest=3).complete([prompt])[0] for prompt in prompts]
     assert batched.complete(prompts) == alone
+    model.config.max_position_embeddings = len(prompts[0].token_ids(tokenizer)) + 2
+    assert batched.complete(prompts[:1])[0] == "".join(alone[:1])[: len(batched.complete(prompts[:1])[0])]
+    model.config.max_position_embeddings -= 2
+    assert batched.complete(prompts[:1]) == [""]
+    model.config.max_position_embeddings = 2048
     rows = evaluation.evaluate(batched, scale=0.001, gate="cpu")
     (tmp_path / "rows.json").write_text(json.dumps([row.passes for row in rows]))
     assert not all(json.loads((tmp_path / "rows.json").read_text()))

@@ -58,9 +58,10 @@ class BatchedModel:
         self._end = tokenizer.convert_tokens_to_ids(END_OF_TURN)
 
     def complete(self, prompts: Sequence[Prompt]) -> list[str]:
-        """Greedy texts."""
+        """Greedy texts; a prompt that does not fit the model's context gets none, and so counts as wrong."""
         rows = [prompt.token_ids(self._tokenizer) for prompt in prompts]
         order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
+        order = [number for number in order if len(rows[number]) < self._model.config.context_length]
         texts = [""] * len(rows)
         for begin in range(0, len(order), self._batch):
             chosen = order[begin : begin + self._batch]
@@ -76,6 +77,7 @@ class BatchedModel:
     @torch.inference_mode()
     def _generate(self, rows: Sequence[Sequence[int]], count: int) -> list[list[int]]:
         width = max(map(len, rows))
+        count = min(count, self._model.config.context_length - width)
         device = self._model.device
         ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
