@@ -215,7 +215,7 @@ class PreTrainedModel(ModelBase):
         )
         if name is not None:
             model._read_generation_config(name, hub, source)
-        if native_kernels:
+        if native_kernels and not isinstance(quantization, BitsAndBytesConfig):  # whose logits are to be transformers'
             use_native_linears(model)
         model.eval()
         return (model, report.as_dict()) if output_loading_info else model
