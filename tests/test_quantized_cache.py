@@ -326,8 +326,8 @@ def test_other_ways_to_decode_find_the_same(options: dict[str, Any]) -> None:
     assert torch.equal(ours, plain)
 
 
-def test_prompts_are_taken_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In parts, later ones would see what is rounded of earlier ones."""
+def test_prompts_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later parts see what is rounded of earlier ones; in return memory does not grow with the prompt."""
     monkeypatch.setattr("quarterdeck.generation.caches.PROMPT_CHUNK", 8)
     model, ids = make_ours(), random_ids(1, 30)
     runs: list[int] = []
@@ -336,9 +336,9 @@ def test_prompts_are_taken_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     quantized = {"cache_implementation": "quantized", "cache_config": SMALL}
     for more, expected in (
         ({}, [8, 8, 8, 6, 1]),
-        (quantized, [30, 1]),
-        ({"past_key_values": QuantizedCache(**SMALL)}, [30, 1]),
-        (quantized | {"prefill_chunk_size": 16}, [16, 14, 1]),
+        (quantized, [8, 8, 8, 6, 1]),
+        ({"past_key_values": QuantizedCache(**SMALL)}, [8, 8, 8, 6, 1]),
+        (quantized | {"prefill_chunk_size": 30}, [30, 1]),
     ):
         runs.clear()
         model.generate(ids, **options, **more)

@@ -86,10 +86,11 @@ def prompt_chunk(model: CausalModel, cache: Cache | None, plan: Plan) -> int | N
     Activations take memory in proportion: of c4ai-command-r-v01's feed-forward block alone 264 KiB per position in
     float32. On the CPU runs are therefore `PROMPT_CHUNK` long, and memory does not grow with the prompt but for the
     cache. One run it stays where that would change what comes back (states, attentions or logits of all positions),
-    where rotary frequencies depend on how much has been read, where later runs would see what a quantized cache has
-    rounded, and on other devices, whose fused kernels want it whole.
+    where rotary frequencies depend on how much has been read, and on other devices, whose fused kernels want it whole.
+    Into a quantized cache prompts are read in parts too, although later ones then see what is rounded of earlier
+    ones, as new tokens do: such caches are for texts so long that activations of the whole would not fit.
     """
-    if plan.chunk is not None or cache is None or isinstance(cache, QuantizedCache) or model.device.type != "cpu":
+    if plan.chunk is not None or cache is None or model.device.type != "cpu":
         return plan.chunk
     is_whole = plan.attentions or plan.hidden_states or plan.logits_to_keep != 1 or depends_on_length(model.config)
     return None if is_whole else PROMPT_CHUNK
