@@ -60,6 +60,16 @@ class BuildNative(build_ext):
         paths = (Path(self.get_ext_fullpath(ext.name)) for ext in self.extensions)
         return [str(found) for path in paths for found in (path, path.with_suffix(".txt")) if found.exists()]
 
+    def copy_extensions_to_source(self) -> None:
+        """Put the library or the reason beside the sources, and remove the other, which an earlier build left."""
+        for ext in self.extensions:
+            made, beside = Path(self.build_lib, self.get_ext_filename(ext.name)), Path(self.get_ext_fullpath(ext.name))
+            for suffix in (".so", ".txt"):
+                if made.with_suffix(suffix).exists():
+                    put(made.with_suffix(suffix), beside.with_suffix(suffix))
+                else:
+                    beside.with_suffix(suffix).unlink(missing_ok=True)
+
 
 class PlatformWheel(bdist_wheel):
     """A wheel for any Python 3 on this platform."""
@@ -89,8 +99,13 @@ def build_library(library: Path) -> None:
             list(pool.map(compile_one, sources, objects))
         made = str(Path(folder, "library.so"))
         run([*compiler, "-shared", "-pthread", *objects, "-o", made, "-ldl"])
-        shutil.copyfile(made, beside := f"{library}.new")
-        os.replace(beside, library)  # a process that has the old one loaded keeps it
+        put(Path(made), library)
+
+
+def put(made: Path, target: Path) -> None:
+    """Copy a file in one step: a process that has the old library loaded keeps it, and none sees half of one."""
+    shutil.copyfile(made, beside := f"{target}.new")
+    os.replace(beside, target)
 
 
 def level_of(source: Path) -> str | None:
@@ -117,8 +132,8 @@ def knows(compiler: list[str], flags: list[str], folder: str) -> bool:
 
 
 def run(command: list[str]) -> None:
-    """Run a command; CalledProcessError holds what it said."""
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    """Run a command; CalledProcessError holds what it said, in whatever encoding a compiler speaks."""
+    subprocess.run(command, check=True, capture_output=True, text=True, errors="replace")
 
 
 setup(
@@ -127,6 +142,7 @@ setup(
             "quarterdeck.kernels._native",
             sources=[path.as_posix() for path in sorted(NATIVE.glob("*.cpp"))],
             depends=[path.as_posix() for path in sorted(NATIVE.glob("*.h"))],
+            optional=True,
         )
     ],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,35 @@ def test_a_compiler_that_fails_leaves_a_reason(tmp_path: Path) -> None:
     built = tmp_path / "quarterdeck" / "kernels"
     assert not (built / "_native.so").exists()
     assert "false" in (built / "_native.txt").read_text()
+
+
+def build_in_place(folder: Path, compiler: str) -> list[str]:
+    """Build a copy of the checkout with a compiler made of a shell script: what lies beside its sources then."""
+    script = folder / "compiler"
+    script.write_text(f"#!/bin/sh\n{compiler}\n")
+    script.chmod(0o755)
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    environment = {"PATH": "/usr/bin:/bin", "CXX": str(script), "PYTHONUTF8": "1"}
+    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+    return [path.name for path in (folder / "src" / "quarterdeck" / "kernels").glob("_native*")]
+
+
+def test_building_in_place_leaves_the_library_or_the_reason(tmp_path: Path) -> None:
+    if not (ROOT / "setup.py").is_file():
+        pytest.skip("no checkout")
+    kernels = tmp_path / "src" / "quarterdeck" / "kernels"
+    shutil.copytree(ROOT / "src" / "quarterdeck" / "kernels" / "native", kernels / "native")
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    (tmp_path / "pyproject.toml").write_text(
+        "[project]\nname = 'quarterdeck'\nversion = '0'\n[tool.setuptools.packages.find]\nwhere = ['src']\n"
+    )
+    (kernels / "_native.so").write_text("of an earlier build")
+    # what a compiler says need not be UTF-8
+    assert build_in_place(tmp_path, "printf 'erreur \\351trange' >&2; exit 1") == ["_native.txt"]
+    assert (kernels / "_native.txt").read_text(encoding="utf-8") == "erreur \ufffdtrange\n"
+    assert build_in_place(tmp_path, 'while [ "$1" != -o ]; do shift; done; echo made > "$2"') == ["_native.so"]
+    assert (kernels / "_native.so").read_text() == "made\n"
+    assert build_in_place(tmp_path, "exit 1") == ["_native.txt"]
 
 
 def test_the_librarys_own_threads_do_the_same(tmp_path: Path) -> None:
