@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from gguf_support import made
 from quarterdeck import (
     LLM,
     BitsAndBytesConfig,
@@ -208,6 +209,28 @@ def test_loading_refuses_what_has_no_room(tmp_path: Path, monkeypatch: pytest.Mo
     CohereForCausalLM.from_pretrained(None, config=model.config, state_dict=state, dtype="float32")  # the caller's own
     monkeypatch.setattr(loading, "available_memory", lambda device: 2 * half)
     CohereForCausalLM.from_pretrained(tmp_path, dtype="float32")
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("F32", torch.float32), ("F16", torch.float16), ("Q8_0", torch.float32)])
+def test_loading_counts_what_is_made_of_blocks(
+    kind: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = made("midshipman", tmp_path / "x.gguf", kind)
+    model = CohereForCausalLM.from_pretrained(path, dtype=dtype)
+    is_norm = {name: name.endswith("norm.weight") for name, _ in model.named_parameters()}  # F32 in all files
+    taken = {
+        name: weight.nbytes
+        for name, weight in model.named_parameters()
+        if (kind == "Q8_0" and not is_norm[name]) or (kind == "F16" and is_norm[name])
+    }
+    needed = sum(taken.values()) + sum(buffer.nbytes for buffer in model.buffers())
+    monkeypatch.setattr(loading, "available_memory", lambda device: needed)
+    CohereForCausalLM.from_pretrained(path, dtype=dtype)
+    assert (needed > 0) == (kind != "F32")
+    if needed > 0:
+        monkeypatch.setattr(loading, "available_memory", lambda device: needed - 1)
+        with pytest.raises(NotEnoughMemoryError, match="loading the weights takes"):
+            CohereForCausalLM.from_pretrained(path, dtype=dtype)
 
 
 def test_llm_refuses_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from quarterdeck.memory.plan import gigabytes
 from quarterdeck.memory.sizes import weight_bytes
 from quarterdeck.quantization.choose import Quantization, as_quantization
 from quarterdeck.weights.placement import Placement, ReportsBytes
-from quarterdeck.weights.reader import TensorSource
+from quarterdeck.weights.reader import MemoryTensors, TensorSource
 
 
 class Loaded(Protocol):
@@ -84,11 +84,14 @@ def _tensors(path: str, module: nn.Module, dtype: torch.dtype | None) -> Iterato
 def _stays(
     name: str, dtype: torch.dtype, device: torch.device, source: TensorSource, stored: set[str], prefix: str
 ) -> bool:
-    """Whether a tensor is used as it is stored."""
+    """Whether a tensor is used as it is stored: a window on a file, or the caller's own, and not made from blocks."""
     if device.type != "cpu":
         return False
     spellings = (name, name.removeprefix(prefix), prefix + name)
-    return any(source.dtype(one) == dtype for one in spellings if one in stored)
+    in_memory = isinstance(source, MemoryTensors)
+    return any(
+        source.dtype(one) == dtype and (in_memory or source.path(one) is not None) for one in spellings if one in stored
+    )
 
 
 def _message(
