@@ -146,3 +146,14 @@ def test_what_does_not_fit_is_refused() -> None:
         decode(query, [(codes(key, 8, 8, 1)._replace(tokens=4), key)], scale=1.0)
     with pytest.raises(InputError, match="cannot run here"):
         decode(query, [(key, key)], scale=1.0, level="neon")
+
+
+def test_codes_without_heads_or_groups_and_other_devices_are_refused() -> None:
+    query, key = made(1, 2, 1, 16), codes(made(1, 2, 8, 16), 8, 4, 16)
+    none = Codes(key.codes[:, :0], key.scales[:, :0], key.minimums[:, :0], 8, 4, 16)
+    for wrong, message in ((key._replace(tokens=0), "0 x 16"), (none, "do not fit")):
+        with pytest.raises(InputError, match=message):
+            decode(query, [(wrong, wrong)], scale=1.0)
+    elsewhere = key._replace(scales=key.scales.to("meta"))
+    with pytest.raises(InputError, match="query is on cpu"):
+        decode(query, [(key, elsewhere)], scale=1.0)

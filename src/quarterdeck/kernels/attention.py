@@ -197,6 +197,10 @@ def _check(query: Tensor, segments: Sequence[tuple[Stored, Stored]], allowed: Te
     if query.ndim != 4 or query.shape[2] != 1 or query.dtype not in FLOAT_TYPES:
         raise InputError(f"query is {query.dtype} {list(query.shape)}; it must be floating, [B, H, 1, D]")
     batch, heads, _, width = query.shape
+    places = {part.device for pair in segments for stored in pair for part in _tensors(stored)}
+    if places - {query.device} or (allowed is not None and allowed.device != query.device):
+        there = ", ".join(sorted({str(place) for place in places}))
+        raise InputError(f"query is on {query.device}, its cache or mask is not ({there}): move one to the other")
     for pair in segments:
         if _length(pair[0]) != _length(pair[1]):
             raise InputError(f"a segment has {_length(pair[0])} keys and {_length(pair[1])} values")
@@ -209,9 +213,18 @@ def _check(query: Tensor, segments: Sequence[tuple[Stored, Stored]], allowed: Te
         raise InputError(f"allowed is {allowed.dtype} {list(allowed.shape)}; it must be bool [{batch}, {positions}]")
 
 
+def _tensors(stored: Stored) -> tuple[Tensor, ...]:
+    return (stored,) if isinstance(stored, Tensor) else (stored.codes, stored.scales, stored.minimums)
+
+
 def _check_stored(stored: Stored, batch: int, heads: int, width: int) -> None:
+    if not isinstance(stored, Tensor) and (stored.bits not in (4, 8) or stored.tokens < 1 or stored.channels < 1):
+        raise InputError(
+            f"codes of {stored.bits} bits in groups of {stored.tokens} x {stored.channels}: bits must be 4 or 8 and "
+            "groups 1 x 1 or more"
+        )
     shape = stored.shape if isinstance(stored, Tensor) else (*stored.codes.shape[:3], stored.width)
-    if len(shape) != 4 or shape[0] != batch or heads % max(shape[1], 1) or shape[3] != width:
+    if len(shape) != 4 or shape[0] != batch or not shape[1] or heads % shape[1] or shape[3] != width:
         raise InputError(f"keys or values {list(shape)} do not fit queries [{batch}, {heads}, 1, {width}]")
     if isinstance(stored, Tensor):
         if stored.dtype not in FLOAT_TYPES:

@@ -43,6 +43,17 @@ def check_linear(x: Tensor, data: Tensor, rows: int, columns: int, bias: Tensor 
         raise InputError(f"bias is {list(bias.shape)} on {bias.device}; it must be [{rows}] on {data.device}")
 
 
+def check_part(part: Tensor, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    """InputError unless a tensor of a packed weight is what native code takes it for: it reads by the sizes alone."""
+    if part.shape != shape or part.dtype != dtype or part.device != device:
+        raise InputError(
+            f"the packed weight's {name} is {part.dtype} {list(part.shape)} on {part.device}; its rows and columns "
+            f"need {dtype} {list(shape)} on {device}: pack the weight again"
+        )
+    if not part.is_contiguous():
+        raise InputError(f"the packed weight's {name} has strides {part.stride()}: call its contiguous() first")
+
+
 def check_ids(ids: Tensor, rows: int) -> None:
     """InputError unless ``ids`` are int64 or int32 and, where looking costs nothing, rows that there are.
 

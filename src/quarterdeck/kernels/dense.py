@@ -41,6 +41,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, level: str 
             f"activations {x.dtype} {list(x.shape)} do not fit a weight {weight.dtype} {list(weight.shape)}: "
             "both must have the same type and the same last dimension"
         )
+    if x.device != weight.device or (bias is not None and bias.device != weight.device):
+        raise InputError(f"activations and bias must be on the weight's device, {weight.device}: move one to the other")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise InputError(f"bias is {list(bias.shape)}; it must be [{weight.shape[0]}]")
     if level is None and not _is_ours(x, weight):

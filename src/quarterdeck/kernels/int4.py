@@ -16,9 +16,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from quarterdeck.errors import InputError
-from quarterdeck.kernels.checks import check_ids, check_linear, check_matrix
+from quarterdeck.kernels.checks import check_ids, check_linear, check_matrix, check_part
 from quarterdeck.kernels.native import level_for, packed_product
-from quarterdeck.kernels.rows import BLOCK_ROWS, pack_blocks, padded_columns, quantize_rows, unpack_blocks
+from quarterdeck.kernels.rows import (
+    BLOCK_ROWS,
+    QUAD,
+    pack_blocks,
+    padded_columns,
+    quantize_rows,
+    row_parts,
+    unpack_blocks,
+)
 from quarterdeck.kernels.weight_only import weight_only_linear
 
 SYMMETRIC_GROUP = 32
@@ -101,6 +109,20 @@ def linear_reference(x: Tensor, packed: Int4Weight, bias: Tensor | None = None) 
     return (output if bias is None else output + bias.float()).to(x.dtype).view(*x.shape[:-1], packed.rows)
 
 
+def linear_in_parts(x: Tensor, packed: Int4Weight, bias: Tensor | None = None) -> Tensor:
+    """:func:`linear_reference` in little memory, but for the order of its sums: for where there is no library."""
+    values, scale = quantize_rows(x.reshape(-1, packed.columns))
+    floats = values.float()
+    output = floats.new_empty(floats.shape[0], packed.rows)
+    for blocks, rows in row_parts(packed.rows, packed.columns):
+        minimum = None if packed.minimum is None else packed.minimum[blocks]
+        count = rows.stop - rows.start
+        part = Int4Weight(packed.data[blocks], packed.scale[blocks], minimum, count, packed.columns)
+        output[:, rows] = floats @ dequantize(part).T
+    output = output * scale[:, None]
+    return (output if bias is None else output + bias.float()).to(x.dtype).view(*x.shape[:-1], packed.rows)
+
+
 def linear(x: Tensor, packed: Int4Weight, bias: Tensor | None = None, *, level: str | None = None) -> Tensor:
     """``x`` ``[..., K]`` times the weight, plus ``bias`` ``[N]``: ``[..., N]`` in ``x``'s type (float32, bf16, fp16).
 
@@ -111,12 +133,13 @@ def linear(x: Tensor, packed: Int4Weight, bias: Tensor | None = None, *, level: 
     Raises InputError where shapes, types or devices do not fit together.
     """
     check_linear(x, packed.data, packed.rows, packed.columns, bias)
+    _check_parts(packed)
     if x.device.type != "cpu" and level is None:
         parts = (packed.data, packed.scale, packed.minimum)
         return weight_only_linear(x, parts, bias, kind="int4", rows=packed.rows, dequantize=lambda: dequantize(packed))
     number = level_for(x, level)
     if number is None:
-        return linear_reference(x, packed, bias)
+        return (linear_in_parts if level is None else linear_reference)(x, packed, bias)
     tensors = (packed.data, packed.scale, packed.minimum)
     return packed_product("quarterdeck_int4_linear", number, x, packed.rows, tensors, bias)
 
@@ -158,3 +181,12 @@ def _unpack_groups(numbers: Tensor, packed: Int4Weight) -> Tensor:
     """The inverse of :func:`_pack_groups`."""
     flat = numbers.transpose(1, 2).flatten(0, 1)
     return flat[: packed.rows, : -(-packed.columns // packed.group)].contiguous()
+
+
+def _check_parts(packed: Int4Weight) -> None:
+    blocks, columns, device = -(-packed.rows // BLOCK_ROWS), padded_columns(packed.columns), packed.data.device
+    check_part(packed.data, "data", (blocks, columns // (2 * QUAD), BLOCK_ROWS, QUAD), torch.uint8, device)
+    groups = (blocks, columns // packed.group, BLOCK_ROWS)
+    check_part(packed.scale, "scale", groups, torch.float16, device)
+    if packed.minimum is not None:
+        check_part(packed.minimum, "minimum", groups, torch.float16, device)

@@ -12,10 +12,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quarterdeck.kernels.checks import check_ids, check_linear, check_matrix
+from quarterdeck.kernels.checks import check_ids, check_linear, check_matrix, check_part
 from quarterdeck.kernels.native import level_for, packed_product
-from quarterdeck.kernels.rows import pack_blocks, quantize_rows, unpack_blocks
+from quarterdeck.kernels.rows import (
+    BLOCK_ROWS,
+    QUAD,
+    pack_blocks,
+    padded_columns,
+    quantize_rows,
+    row_parts,
+    unpack_blocks,
+)
 from quarterdeck.kernels.weight_only import weight_only_linear
+
+EXACT_COLUMNS = 1024
+"""1024 * 127 * 127 is less than 2**24."""
 
 
 class Int8Weight(NamedTuple):
@@ -68,6 +79,24 @@ def linear_reference(x: Tensor, packed: Int8Weight, bias: Tensor | None = None) 
     return (output if bias is None else output + bias.float()).to(x.dtype).view(*x.shape[:-1], packed.rows)
 
 
+def linear_in_parts(x: Tensor, packed: Int8Weight, bias: Tensor | None = None) -> Tensor:
+    """Exactly :func:`linear_reference` in little memory, by products in float32: for where there is no library.
+
+    Sums of :data:`EXACT_COLUMNS` products stay below 2**24, up to which float32 holds every integer.
+    """
+    values, scale = quantize_rows(x.reshape(-1, packed.columns))
+    pieces = values.float().split(EXACT_COLUMNS, dim=1)
+    output = x.new_empty(values.shape[0], packed.rows, dtype=torch.float32)
+    for blocks, rows in row_parts(packed.rows, packed.columns):
+        weight = unpack_blocks(packed.data[blocks], rows.stop - rows.start, packed.columns).float()
+        sums = x.new_zeros(values.shape[0], len(weight), dtype=torch.float64)
+        for piece, part in zip(pieces, weight.split(EXACT_COLUMNS, dim=1), strict=True):
+            sums += piece @ part.T
+        output[:, rows] = sums.float() * packed.scale[rows]
+    output = output * scale[:, None]
+    return (output if bias is None else output + bias.float()).to(x.dtype).view(*x.shape[:-1], packed.rows)
+
+
 def linear(x: Tensor, packed: Int8Weight, bias: Tensor | None = None, *, level: str | None = None) -> Tensor:
     """``x`` ``[..., K]`` times the weight, plus ``bias`` ``[N]``: ``[..., N]`` in ``x``'s type (float32, bf16, fp16).
 
@@ -78,12 +107,13 @@ def linear(x: Tensor, packed: Int8Weight, bias: Tensor | None = None, *, level: 
     Raises InputError where shapes, types or devices do not fit together.
     """
     check_linear(x, packed.data, packed.rows, packed.columns, bias)
+    _check_parts(packed)
     if x.device.type != "cpu" and level is None:
         parts = (packed.data, packed.scale, None)
         return weight_only_linear(x, parts, bias, kind="int8", rows=packed.rows, dequantize=lambda: dequantize(packed))
     number = level_for(x, level)
     if number is None:
-        return linear_reference(x, packed, bias)
+        return (linear_in_parts if level is None else linear_reference)(x, packed, bias)
     tensors = (packed.data, packed.scale, packed.row_sum)
     return packed_product("quarterdeck_int8_linear", number, x, packed.rows, tensors, bias)
 
@@ -94,3 +124,11 @@ def embedding(ids: Tensor, packed: Int8Weight, dtype: torch.dtype = torch.float3
     blocks = packed.data[ids // 16, :, ids % 16]  # [..., Q, 4]
     values = blocks.flatten(-2)[..., : packed.columns].float()
     return (values * packed.scale[ids][..., None]).to(dtype)
+
+
+def _check_parts(packed: Int8Weight) -> None:
+    rows, device = packed.rows, packed.data.device
+    blocks = (-(-rows // BLOCK_ROWS), padded_columns(packed.columns) // QUAD, BLOCK_ROWS, QUAD)
+    check_part(packed.data, "data", blocks, torch.int8, device)
+    check_part(packed.scale, "scale", (rows,), torch.float32, device)
+    check_part(packed.row_sum, "row_sum", (rows,), torch.int32, device)

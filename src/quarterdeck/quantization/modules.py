@@ -128,8 +128,8 @@ def packed_modules(model: nn.Module) -> dict[str, PackedModule]:
 
 
 def _moved(tensor: Tensor, fn: Any) -> Tensor:
-    """``fn`` of a tensor but for its type; done in place where it can be, so that who shares it sees it."""
-    moved: Tensor = fn(tensor)
+    """``fn`` of a tensor but for its type and strides; done in place where it can be, so that who shares it sees it."""
+    moved: Tensor = fn(tensor).contiguous()  # a memory format, as of channels, means another order of bytes
     if moved.dtype != tensor.dtype:
         moved = tensor.to(moved.device)
     if moved is tensor or not torch._has_compatible_shallow_copy_type(tensor, moved):

@@ -1,0 +1,48 @@
+"""Packed weights whose parts do not fit, whose scales overflow, or that tiles would round too coarsely."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from quarterdeck.errors import InputError
+from quarterdeck.kernels import int4, int8
+from quarterdeck.quantization.formats import Int4Format, Int8Format, PackedFormat
+from quarterdeck.quantization.modules import QuantizedLinear
+
+
+def made(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_int4_parts_that_do_not_fit_are_refused(symmetric: bool) -> None:
+    packed = int4.pack(*int4.quantize(made(32, 128), symmetric=symmetric))
+    wrong = [packed._replace(columns=1280), packed._replace(rows=320), packed._replace(data=packed.data.to(torch.int8))]
+    wrong += [packed._replace(scale=packed.scale[:, :1]), packed._replace(scale=packed.scale.float())]
+    wrong += [packed._replace(data=packed.data.to(memory_format=torch.channels_last))]
+    wrong += [packed._replace(scale=packed.scale.to("meta"))]
+    if packed.minimum is not None:
+        wrong += [packed._replace(minimum=packed.minimum[:1])]
+    for each in wrong:
+        with pytest.raises(InputError, match=r"packed weight's (data|scale|minimum)"):
+            int4.linear(made(3, each.columns), each)
+
+
+def test_int8_parts_that_do_not_fit_are_refused() -> None:
+    packed = int8.pack(*int8.quantize(made(32, 128)))
+    wrong = [packed._replace(columns=1280), packed._replace(row_sum=packed.row_sum[:3])]
+    wrong += [packed._replace(scale=packed.scale.double()), packed._replace(row_sum=packed.row_sum.to("meta"))]
+    wrong += [packed._replace(data=packed.data.to(memory_format=torch.channels_last))]
+    for each in wrong:
+        with pytest.raises(InputError, match=r"packed weight's (data|scale|row_sum)"):
+            int8.linear(made(3, each.columns), each)
+
+
+@pytest.mark.parametrize("form", [Int8Format(), Int4Format(symmetric=True)])
+def test_a_memory_format_is_not_for_packed_tensors(form: PackedFormat) -> None:
+    module = QuantizedLinear(form, 32, 128, None)
+    module.set_weight(made(32, 128), torch.device("cpu"))
+    expected = module(made(3, 128))
+    assert torch.equal(module.to(memory_format=torch.channels_last)(made(3, 128)), expected)
