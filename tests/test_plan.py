@@ -167,6 +167,21 @@ def test_weights_that_are_used_as_stored_are_mapped(tmp_path: Path) -> None:
     assert (stored.mapped, stored.quantization) == (stored.weights, "int8")
 
 
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_gguf_files_are_counted_as_they_are_loaded(kind: str, quantization: str | None, tmp_path: Path) -> None:
+    path = made("midshipman", tmp_path / "x.gguf", kind)
+    plan = plan_memory(path, device="cpu", quantization=quantization)
+    model = CohereForCausalLM.from_pretrained(path, dtype="auto", quantization_config=quantization)
+    tensors = {weight.data_ptr(): weight.nbytes for weight in [*model.parameters(), *model.buffers()]}
+    assert plan.weights == sum(tensors.values())
+    assert plan.quantization == (quantization or ("int4" if kind == "Q4_0" else None))
+    norms = sum(weight.numel() for name, weight in model.named_parameters() if name.endswith("norm.weight"))
+    plain = {"F32": plan.weights, "F16": plan.weights - 2 * norms}
+    assert plan.mapped == (0 if quantization else plain.get(kind, 0))
+    assert plan_memory(str(path), device="cpu", quantization=quantization).weights == plan.weights
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -183,7 +198,7 @@ def test_what_cannot_be_right_is_refused(options: dict[str, Any], message: str) 
         plan_memory("aya-expanse-8b", **options)
 
 
-def test_command_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "midshipman"]) == 0
     assert "fits" in capsys.readouterr().out
     assert main(["plan", "c4ai-command-r-plus", "--context", "131072", "--device", "cpu", "--json"]) == 1
@@ -192,6 +207,9 @@ def test_command_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> N
     assert found["total"] == found["weights"] + found["cache"] + found["workspace"]
     assert not found["fits"]
     assert main(["plan", "midshipman", "--context", "999999"]) == 1
+    path = made("midshipman", tmp_path / "x.gguf", "Q4_0")
+    assert main(["plan", str(path), "--device", "cpu"]) == 0
+    assert "bfloat16, int4" in capsys.readouterr().out
 
 
 def test_loading_refuses_what_has_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,14 +4,17 @@
     plan.total, plan.available, plan.fits     # bytes, bytes, bool
     print(plan)                               # a table
 
-Only config.json is looked at. Figures are bytes; where they are shown, GB are 10^9 bytes.
+Only config.json is looked at, or the header of a GGUF file. Figures are bytes; where they are shown, GB are 10^9 bytes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from math import prod
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -20,11 +23,13 @@ from quarterdeck.config import CohereConfig
 from quarterdeck.config_checks import as_dtype
 from quarterdeck.errors import InputError
 from quarterdeck.generation.caches import PROMPT_CHUNK
-from quarterdeck.locate import HubOptions, local_folder
+from quarterdeck.locate import HubOptions, gguf_path, local_folder
 from quarterdeck.memory.machine import available_memory
 from quarterdeck.memory.sizes import CacheKind, cache_bytes, weight_bytes, workspace_bytes
 from quarterdeck.quantization.choose import AnyQuantization, Quantization, as_quantization, chosen_quantization
 from quarterdeck.quantization.config import QuantizationConfig
+from quarterdeck.weights.foreign import arranged
+from quarterdeck.weights.gguf import GGUFTensors, open_gguf
 
 DEFAULT_CONTEXT = 8192
 _STEP = 1024
@@ -140,7 +145,8 @@ def plan_memory(
 
     Args:
         model: a configuration; a folder, ``"midshipman"``, the name of a public checkpoint (``"c4ai-command-r-v01"``:
-            `CohereConfig.preset_names`, known without network), or a hub id, of which config.json is fetched.
+            `CohereConfig.preset_names`, known without network), or a hub id, of which config.json is fetched; or a GGUF
+            file, of which the headers are read, of all parts.
         context: tokens of a sequence, prompt and answer together. Default: 8192, or the model's most if that is less.
         batch_size: sequences at once.
         dtype: type of the weights that are not quantized and of activations; ``"auto"`` is the checkpoint's.
@@ -155,19 +161,27 @@ def plan_memory(
     Raises:
         InputError: a number, kind of cache or device that cannot be right.
         CheckpointNotFoundError, ConfigError: there is no such model, or it is of another architecture.
+        CheckpointCorruptError: a GGUF file is damaged.
     """
-    config = _configuration(model, HubOptions(revision, token, local_files_only=local_files_only))
+    hub = HubOptions(revision, token, local_files_only=local_files_only)
+    file = None if isinstance(model, CohereConfig) else gguf_path(model, None, hub)
+    config = _configuration(model if file is None else file, hub, is_file=file is not None)
     place = _device(device)
     stored = config.dtype or torch.float32
+    held = chosen_quantization(as_quantization(quantization), getattr(config, "quantization_config", None))
+    windows = None
+    if file is not None:
+        held, windows = _of_file(file, held, config)
     wanted = _Wanted(
         config,
         place,
         stored if dtype in (None, "auto") else as_dtype(dtype) or stored,
-        chosen_quantization(as_quantization(quantization), getattr(config, "quantization_config", None)),
+        held,
         _cache_kind(kv_cache),
         _count("context", min(config.context_length, DEFAULT_CONTEXT) if context is None else context),
         _count("batch_size", batch_size),
         None if prefill_chunk_size is None else _count("prefill_chunk_size", prefill_chunk_size),
+        windows,
     )
     if wanted.context > config.context_length:
         raise InputError(f"context is {context}, but this model has {config.context_length} at most")
@@ -179,7 +193,11 @@ def plan_memory(
 
 @dataclass(frozen=True)
 class _Wanted:
-    """All that a plan depends on but the machine."""
+    """All that a plan depends on but the machine.
+
+    Attributes:
+        windows: of a GGUF file, bytes of the tensors that need not be made of blocks, by their type.
+    """
 
     config: CohereConfig
     device: torch.device
@@ -189,12 +207,15 @@ class _Wanted:
     context: int
     batch_size: int
     chunk: int | None
+    windows: Mapping[torch.dtype, int] | None = None
 
     def weights(self) -> int:
         return weight_bytes(self.config, self.dtype, self.quantization)
 
     def mapped(self) -> int:
         """Weights that stay pages of files: on the CPU, stored as they are used."""
+        if self.windows is not None:
+            return self.windows.get(self.dtype, 0) if self.device.type == "cpu" else 0
         stored = as_quantization(getattr(self.config, "quantization_config", None))
         as_stored = isinstance(stored, QuantizationConfig) or (self.quantization is None and stored is None)
         is_mapped = self.device.type == "cpu" and self.dtype == self.config.dtype and as_stored
@@ -316,9 +337,25 @@ def _largest(low: int, high: int, holds: Any) -> int:
     return best
 
 
-def _configuration(model: str | os.PathLike[str] | CohereConfig, hub: HubOptions) -> CohereConfig:
+def _of_file(
+    path: Path, asked: Quantization | None, config: CohereConfig
+) -> tuple[Quantization | None, Mapping[torch.dtype, int]]:
+    """How loading holds the weights of a GGUF file, and `_Wanted.windows`; none if they are quantized anew."""
+    source, held = arranged(GGUFTensors(open_gguf(path)), asked, config, has_head=True)
+    windows: Counter[torch.dtype] = Counter()
+    for name in source.names() if asked is None else ():
+        if source.path(name) is not None:
+            windows[source.dtype(name)] += prod(source.shape(name)) * source.dtype(name).itemsize
+    return held, windows
+
+
+def _configuration(
+    model: str | os.PathLike[str] | CohereConfig, hub: HubOptions, *, is_file: bool = False
+) -> CohereConfig:
     if isinstance(model, CohereConfig):
         return model
+    if is_file:
+        return CohereConfig.from_pretrained(model, **vars(hub))
     name = os.fspath(model)
     known = name.removeprefix("CohereForAI/").removeprefix("CohereLabs/")
     if local_folder(model) is None and known in CohereConfig.preset_names():
