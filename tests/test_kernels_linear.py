@@ -13,6 +13,7 @@ from torch import Tensor
 
 from quarterdeck.errors import InputError
 from quarterdeck.kernels import dense, int4, int8, native
+from quarterdeck.kernels import rows as kernels_rows
 from quarterdeck.kernels.rows import pack_blocks, quantize_rows, unpack_blocks
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -117,6 +118,47 @@ def test_reference_is_near_the_product_that_it_approximates() -> None:
     assert distance(int8.linear_reference(x, packed_int8(96, 512)), exact) < 0.02
     for symmetric in (True, False):
         assert distance(int4.linear_reference(x, packed_int4(96, 512, symmetric)), exact) < 0.12
+
+
+@pytest.mark.parametrize("part", [1, 16 * 256 * 2, 2**22])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_without_the_library_parts_agree_with_the_whole(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, part: int
+) -> None:
+    monkeypatch.setattr(kernels_rows, "PART", part)
+    for rows, columns in (*SIZES, (20, 2500)):
+        x, bias = activations(3, columns, dtype), torch.randn(rows, generator=generator(2))
+        eight = packed_int8(rows, columns)
+        assert torch.equal(int8.linear_in_parts(x, eight, bias), int8.linear_reference(x, eight, bias))
+        for symmetric in (True, False):
+            four = packed_int4(rows, columns, symmetric)
+            expected = int4.linear_reference(x, four, bias)
+            assert distance(int4.linear_in_parts(x, four, bias), expected) < 2 * UNIT[dtype]
+
+
+def test_parts_hold_sums_that_float32_cannot() -> None:
+    values = torch.full((17, 4099), 127, dtype=torch.int8)
+    packed, x = int8.pack(values, torch.ones(17)), torch.ones(1, 4099)
+    assert torch.equal(int8.linear_in_parts(x, packed), int8.linear_reference(x, packed))
+
+
+def test_without_the_library_no_more_than_a_part_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "levels", lambda: ())
+    monkeypatch.setattr(kernels_rows, "PART", 16 * 64)
+    seen: list[int] = []
+
+    def unpack(data: Tensor, rows: int, columns: int) -> Tensor:
+        seen.append(rows)
+        return unpack_blocks(data, rows, columns)
+
+    x = activations(2, 64)
+    for module, product, packed in (
+        (int8, int8.linear, packed_int8(40, 64)),
+        (int4, int4.linear, packed_int4(40, 64, symmetric=False)),
+    ):
+        monkeypatch.setattr(module, "unpack_blocks", unpack)
+        product(x, packed)  # type: ignore[operator]
+    assert seen == [16, 16, 8] * 2
 
 
 @pytest.mark.parametrize("dtype", TYPES)

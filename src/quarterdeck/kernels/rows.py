@@ -8,6 +8,8 @@ is zero.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -15,6 +17,9 @@ from torch.nn.functional import pad
 BLOCK_ROWS = 16
 BLOCK_COLUMNS = 64
 QUAD = 4
+
+PART = 2**22
+"""Weights that are unpacked at a time where the native library is absent: 16 MiB of float32."""
 
 FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -55,3 +60,10 @@ def unpack_blocks(data: Tensor, rows: int, columns: int) -> Tensor:
 def padded_columns(columns: int) -> int:
     """``columns`` rounded up to whole blocks."""
     return columns + -columns % BLOCK_COLUMNS
+
+
+def row_parts(rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
+    """A packed weight cut into parts of at most :data:`PART` weights, or one block: slices of blocks and of rows."""
+    step = max(1, PART // (BLOCK_ROWS * padded_columns(columns)))
+    for first in range(0, -(-rows // BLOCK_ROWS), step):
+        yield slice(first, first + step), slice(first * BLOCK_ROWS, min((first + step) * BLOCK_ROWS, rows))
