@@ -25,6 +25,7 @@ from quarterdeck import (
     pipeline,
 )
 from quarterdeck.errors import CheckpointMismatchError, InputError
+from quarterdeck.kernels import native
 from quarterdeck.quantization.surgery import quantize_model, replace_modules
 
 CONFIGS = {
@@ -250,3 +251,17 @@ def test_the_peak_is_the_quantized_model_and_one_tensor(tmp_path: Path) -> None:
     assert size + LARGEST // 2 + SLACK < whole
     assert measured["rounded"]["peak"] < size + LARGEST // 2 + SLACK
     assert measured["stored"]["peak"] < 16 * MB  # nothing is read
+
+
+def test_loading_without_the_native_library_is_said_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(native, "levels", lambda: ("portable",))
+    CohereForCausalLM.from_pretrained("midshipman", quantization_config="int8")
+    assert not caplog.records
+    monkeypatch.setattr(native, "levels", lambda: ())
+    CohereForCausalLM.from_pretrained("midshipman")
+    assert not caplog.records
+    CohereForCausalLM.from_pretrained("midshipman", quantization_config="int4")
+    assert [record.name.partition(".")[0] for record in caplog.records] == ["quarterdeck"]
+    assert "`quarterdeck env`" in caplog.text

@@ -6,18 +6,22 @@ Receivers take tensors of a checkpoint in place of a model's parameters. They fo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from quarterdeck.errors import CheckpointMismatchError
+from quarterdeck.kernels import native
 from quarterdeck.quantization.bnb import BitsAndBytesReceiver, parts_in_full, replace_with_bitsandbytes
 from quarterdeck.quantization.bnb_config import BitsAndBytesConfig
 from quarterdeck.quantization.choose import Quantization
 from quarterdeck.quantization.formats import PACKED
 from quarterdeck.quantization.modules import PackedModule, QuantizedEmbedding
 from quarterdeck.quantization.surgery import note, replace_modules
+
+logger = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 
@@ -55,6 +59,11 @@ def prepare(
         far = parts_in_full(quantization, places)
         linears = replace_with_bitsandbytes(model, quantization, elsewhere=far)
         return BitsAndBytesReceiver(linears, quantization, stored, prefix, dtype)
+    if not native.levels():
+        logger.warning(
+            "the native kernels are missing: on the CPU, products with quantized weights go through PyTorch, much "
+            "slower; `quarterdeck env` tells the reason"
+        )
     modules = replace_modules(model, quantization)
     for module in modules.values():
         if isinstance(module, QuantizedEmbedding):
