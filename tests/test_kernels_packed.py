@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 
 from quarterdeck.errors import InputError
+from quarterdeck.gguf.container import TYPES
 from quarterdeck.kernels import int4, int8
 from quarterdeck.quantization.formats import Int4Format, Int8Format, PackedFormat
+from quarterdeck.quantization.loading import RoundingReceiver
 from quarterdeck.quantization.modules import QuantizedLinear
+from quarterdeck.weights.gguf_blocks import quantize
 
 
 def made(*shape: int, seed: int = 0) -> Tensor:
@@ -46,3 +49,31 @@ def test_a_memory_format_is_not_for_packed_tensors(form: PackedFormat) -> None:
     module.set_weight(made(32, 128), torch.device("cpu"))
     expected = module(made(3, 128))
     assert torch.equal(module.to(memory_format=torch.channels_last)(made(3, 128)), expected)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_scales_that_float16_cannot_hold_are_refused(symmetric: bool) -> None:
+    weight = made(4, 128)
+    weight[1, 3] = -6e5
+    with pytest.raises(InputError, match=r"largest weight is 6e\+05; float16 holds up to 65504 .*use int8"):
+        int4.quantize(weight, symmetric=symmetric)
+    for wrong in (torch.inf, torch.nan):
+        weight[1, 3] = wrong
+        with pytest.raises(InputError, match="infinities or NaNs"):
+            int4.quantize(weight, symmetric=symmetric)
+    values, scale, minimum = int4.quantize(made(4, 128), symmetric=symmetric)
+    scale[2, 1] = torch.inf
+    with pytest.raises(InputError, match="4-bit scales hold infinities or NaNs"):
+        int4.pack(values, scale, minimum)
+
+
+def test_the_loader_names_the_weight() -> None:
+    module = QuantizedLinear(Int4Format(symmetric=True), 4, 128, None)
+    with pytest.raises(InputError, match=r"^a\.b\.weight: 4-bit scales"):
+        RoundingReceiver({"a.b": module}).receive("a.b.weight", made(4, 128) * 1e6, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+def test_gguf_scales_that_float16_cannot_hold_are_refused(kind: str) -> None:
+    with pytest.raises(InputError, match="float16 holds up to 65504: choose bf16 or f32"):
+        quantize(made(2, 64) * 1e7, TYPES[kind])

@@ -56,6 +56,10 @@ def quantize(weight: Tensor, *, symmetric: bool) -> tuple[Tensor, Tensor, Tensor
 
     Symmetric: the value of largest magnitude in a group becomes -8, so that all 16 values are used. Asymmetric: the
     smallest value becomes 0 and the largest 15. Values are chosen for the scales as rounded to float16.
+
+    float16 bounds what can be held. Above: InputError where a scale or minimum would pass 65504, that is symmetric
+    weights of 524k, asymmetric ones of -65504 or groups that span 983k. Below: steps under 2**-14, weights near 5e-4,
+    lose precision; those under 2**-25 become zero.
     """
     check_matrix(weight, "weight", floating=True)
     group = SYMMETRIC_GROUP if symmetric else ASYMMETRIC_GROUP
@@ -69,6 +73,7 @@ def quantize(weight: Tensor, *, symmetric: bool) -> tuple[Tensor, Tensor, Tensor
         minimum = groups.amin(dim=-1).half()
         scale = ((groups.amax(dim=-1) - minimum.float()) / 15.0).half()
         offset = minimum.float()
+    _check_finite(scale, minimum, f"the largest weight is {float(weight.abs().max()):.4g}")
     steps = (groups - offset[..., None]) / torch.where(scale == 0, 1.0, scale.float())[..., None]
     values = steps.round().clamp(0, 15).to(torch.uint8).view(rows, -1)[:, :columns]
     return values.contiguous(), scale, minimum
@@ -77,15 +82,18 @@ def quantize(weight: Tensor, *, symmetric: bool) -> tuple[Tensor, Tensor, Tensor
 def pack(values: Tensor, scale: Tensor, minimum: Tensor | None) -> Int4Weight:
     """Pack uint8 values ``[N, K]`` in [0, 15], float16 scales ``[N, ceil(K / group)]`` and, if asymmetric, minima.
 
-    The group is 32 where ``minimum`` is ``None`` and 64 otherwise.
+    The group is 32 where ``minimum`` is ``None`` and 64 otherwise. InputError where parts do not fit together or scales
+    or minima are not finite.
     """
     check_matrix(values, "values", dtype=torch.uint8, limits=(0, 15))
     rows, columns = values.shape
     group = SYMMETRIC_GROUP if minimum is None else ASYMMETRIC_GROUP
     blocks = pack_blocks(values)
     data = blocks[:, 0::2] | blocks[:, 1::2] << 4
+    packed_scale = _pack_groups(scale, "scale", rows, columns, group)
     packed_minimum = None if minimum is None else _pack_groups(minimum, "minimum", rows, columns, group)
-    return Int4Weight(data, _pack_groups(scale, "scale", rows, columns, group), packed_minimum, rows, columns)
+    _check_finite(packed_scale, packed_minimum, "they came so")
+    return Int4Weight(data, packed_scale, packed_minimum, rows, columns)
 
 
 def unpack(packed: Int4Weight) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -162,6 +170,16 @@ def _dequantize(values: Tensor, scale: Tensor, minimum: Tensor | None, group: in
     if minimum is None:
         return (values.float() - 8.0) * scale
     return values.float() * scale + minimum.float().repeat_interleave(group, dim=-1)[..., :columns]
+
+
+def _check_finite(scale: Tensor, minimum: Tensor | None, reason: str) -> None:
+    """InputError where float16 does not hold a scale or a minimum."""
+    for name, part in (("scales", scale), ("minima", minimum)):
+        if part is not None and not bool(part.isfinite().all()):
+            raise InputError(
+                f"4-bit {name} hold infinities or NaNs, {reason}; float16 holds up to 65504 "
+                "(weights of 8 times that where symmetric): use int8, or name the layer in modules_to_not_convert"
+            )
 
 
 def _pack_groups(numbers: Tensor, name: str, rows: int, columns: int, group: int) -> Tensor:

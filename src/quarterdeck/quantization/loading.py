@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from quarterdeck.errors import CheckpointMismatchError
+from quarterdeck.errors import CheckpointMismatchError, InputError
 from quarterdeck.kernels import native
 from quarterdeck.quantization.bnb import BitsAndBytesReceiver, parts_in_full, replace_with_bitsandbytes
 from quarterdeck.quantization.bnb_config import BitsAndBytesConfig
@@ -94,13 +94,16 @@ class RoundingReceiver:
         return {name: (module.rows, module.columns) for name, module in self._modules.items()}
 
     def receive(self, name: str, tensor: Tensor, device: torch.device) -> None:
-        """Rounds one weight."""
+        """Rounds one weight; InputError says which one no scale can hold."""
         if not tensor.is_floating_point():
             raise CheckpointMismatchError(
                 f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}, but must be of a floating type to be "
                 "quantized: use the checkpoint that this was made from"
             )
-        self._modules[name].set_weight(tensor, _memory(device))
+        try:
+            self._modules[name].set_weight(tensor, _memory(device))
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
 
 
 class StoredReceiver:

@@ -40,7 +40,8 @@ def quantize(rows: Tensor, kind: BlockType) -> Tensor:
     """Numbers ``[R, K]`` rounded to nearest as ggml's reference does: uint8 ``[R, bytes]``.
 
     Raises:
-        InputError: a type that is only read, or numbers that are not finite.
+        InputError: a type that is only read, numbers that are not finite, or so large that a block's scale or minimum
+            passes float16's largest, 65504. Scales under 2**-14 lose precision, those under 2**-25 become zero.
     """
     plain = plain_dtype(kind)
     if plain is not None:
@@ -145,7 +146,13 @@ def _inverse(scale: Tensor) -> Tensor:
 
 
 def _half_bytes(numbers: Tensor) -> Tensor:
-    return numbers.half().view(torch.uint8)
+    rounded = numbers.half()
+    if not bool(rounded.isfinite().all()):
+        raise InputError(
+            f"a block's scale or minimum would be {float(numbers.abs().max()):.4g}, and float16 holds up to 65504: "
+            "choose bf16 or f32"
+        )
+    return rounded.view(torch.uint8)
 
 
 def _join(values: Tensor) -> Tensor:

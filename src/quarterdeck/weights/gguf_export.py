@@ -176,7 +176,11 @@ def _pieces(source: TensorSource, name: str, kind: BlockType, progress: Progress
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
         _check_range(part, kind, name)
-        yield quantize(part, kind).numpy().tobytes()
+        try:
+            raw = quantize(part, kind)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        yield raw.numpy().tobytes()
 
 
 def _check_range(part: Tensor, kind: BlockType, name: str) -> None:
