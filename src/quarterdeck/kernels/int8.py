@@ -79,18 +79,23 @@ def linear_reference(x: Tensor, packed: Int8Weight, bias: Tensor | None = None) 
     return (output if bias is None else output + bias.float()).to(x.dtype).view(*x.shape[:-1], packed.rows)
 
 
+def _pieces(matrix: Tensor) -> list[Tensor]:
+    """Columns, :data:`EXACT_COLUMNS` at a time."""
+    return [matrix[:, start : start + EXACT_COLUMNS] for start in range(0, matrix.shape[1], EXACT_COLUMNS)]
+
+
 def linear_in_parts(x: Tensor, packed: Int8Weight, bias: Tensor | None = None) -> Tensor:
     """Exactly :func:`linear_reference` in little memory, by products in float32: for where there is no library.
 
     Sums of :data:`EXACT_COLUMNS` products stay below 2**24, up to which float32 holds every integer.
     """
     values, scale = quantize_rows(x.reshape(-1, packed.columns))
-    pieces = values.float().split(EXACT_COLUMNS, dim=1)
+    pieces = _pieces(values.float())
     output = x.new_empty(values.shape[0], packed.rows, dtype=torch.float32)
     for blocks, rows in row_parts(packed.rows, packed.columns):
         weight = unpack_blocks(packed.data[blocks], rows.stop - rows.start, packed.columns).float()
         sums = x.new_zeros(values.shape[0], len(weight), dtype=torch.float64)
-        for piece, part in zip(pieces, weight.split(EXACT_COLUMNS, dim=1), strict=True):
+        for piece, part in zip(pieces, _pieces(weight), strict=True):
             sums += piece @ part.T
         output[:, rows] = sums.float() * packed.scale[rows]
     output = output * scale[:, None]
