@@ -60,6 +60,16 @@ def test_a_file_that_is_no_library_is_told(somewhere_else: Path) -> None:
     assert native.describe().startswith("built for another machine")
 
 
+def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    if native.library() is None:
+        pytest.skip(native.describe())
+    monkeypatch.setattr(native, "library", native.library.__wrapped__)
+    assert native.library() is not None
+    monkeypatch.setattr(native, "_ABI", native._ABI + 1)
+    assert native.library() is None
+    assert "from other sources, PyTorch is used; install the package again" in native.describe()
+
+
 def test_a_compiler_that_fails_leaves_a_reason(tmp_path: Path) -> None:
     if not (ROOT / "setup.py").is_file():
         pytest.skip("no checkout")

@@ -22,6 +22,9 @@ LEVELS = ("portable", "avx2", "avxvnni", "avx512", "amx")
 REFERENCE = "reference"
 """The name that forces the reference in PyTorch."""
 
+_ABI = 1
+"""What the library must say too, as it does where it was built from the sources beside this file."""
+
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _LIBRARY = Path(__file__).with_name("_native.so")
 
@@ -44,9 +47,10 @@ def library() -> ctypes.CDLL | None:
         loaded.quarterdeck_threads.restype = c_char_p
         for name, arguments in _SIGNATURES.items():
             getattr(loaded, name).argtypes = arguments
+        abi = loaded.quarterdeck_abi()
     except (OSError, AttributeError):  # no file, a file for another machine, or one of an older version
         return None
-    return loaded
+    return loaded if abi == _ABI else None
 
 
 @functools.cache
@@ -66,7 +70,7 @@ def describe() -> str:
         said = " ".join(reason.read_text(encoding="utf-8", errors="replace").split())
         return f"not built, PyTorch is used: {said[-300:]}"
     if _LIBRARY.is_file():
-        return "built for another machine or version, PyTorch is used; install the package again"
+        return "built for another machine or from other sources, PyTorch is used; install the package again"
     return "not built, PyTorch is used; install the package again where there is a C++ compiler"
 
 

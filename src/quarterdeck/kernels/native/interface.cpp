@@ -264,6 +264,9 @@ EXPORT const char* quarterdeck_level(int level) {
     return found && processor_has(level) ? found->name : nullptr;
 }
 
+// Rises with every change of what these functions take; _ABI in native.py is the same number.
+EXPORT int quarterdeck_abi() { return 1; }
+
 EXPORT const char* quarterdeck_threads() { return thread_pool_name(); }
 
 // All functions below return 0, or 1 where memory is short. The caller has checked shapes and the level.
