@@ -49,7 +49,8 @@ def test_what_a_tokenizer_says_of_itself(tiny_pair: Pair, name: str) -> None:
 def test_the_tokenizer_behind(tiny_pair: Pair) -> None:
     assert list(tiny_pair[0].SPECIAL_TOKENS_ATTRIBUTES) == list(tiny_pair[1].SPECIAL_TOKENS_ATTRIBUTES)
     ours, theirs = (json.loads(tokenizer.backend_tokenizer.to_str()) for tokenizer in tiny_pair)
-    assert ours == theirs
+    calls = {"padding": None, "truncation": None}  # the peer's backend keeps those of its latest call
+    assert ours | calls == theirs | calls
 
 
 def test_older_names_of_calls(tiny_pair: Pair) -> None:

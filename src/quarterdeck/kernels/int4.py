@@ -73,7 +73,7 @@ def quantize(weight: Tensor, *, symmetric: bool) -> tuple[Tensor, Tensor, Tensor
         minimum = groups.amin(dim=-1).half()
         scale = ((groups.amax(dim=-1) - minimum.float()) / 15.0).half()
         offset = minimum.float()
-    _check_finite(scale, minimum, f"the largest weight is {float(weight.abs().max()):.4g}")
+    _check_finite(scale, minimum, f"the largest weight is {float(weight.detach().abs().max()):.4g}")
     steps = (groups - offset[..., None]) / torch.where(scale == 0, 1.0, scale.float())[..., None]
     values = steps.round().clamp(0, 15).to(torch.uint8).view(rows, -1)[:, :columns]
     return values.contiguous(), scale, minimum
