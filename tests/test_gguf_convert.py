@@ -29,7 +29,11 @@ def test_there_and_back_again(checkpoint: Path, tmp_path: Path, capsys: pytest.C
     file, folder = tmp_path / "new" / "x.gguf", tmp_path / "back"
     assert main(["convert", str(checkpoint), str(file)]) == 0
     assert main(["convert", str(file), str(folder), "--to", "safetensors", "--max-shard-size", "20KB"]) == 0
-    assert capsys.readouterr().out == f"{file}\n{folder}\n"
+    captured = capsys.readouterr()
+    assert captured.out == f"{file}\n{folder}\n"
+    of_file, of_folder = captured.err.splitlines()
+    assert of_file == f"wrote GGUF in f32: {file.stat().st_size / 1e6:.1f} MB"
+    assert of_folder.startswith(f"wrote safetensors in f32: {len(list(folder.iterdir()))} files, ")
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
     original = load_file(checkpoint / "model.safetensors")
     found = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
@@ -103,7 +107,9 @@ def test_nothing_is_overwritten(checkpoint: Path, tmp_path: Path, capsys: pytest
     ("options", "message"),
     [
         (["out", "--to", "gguf"], "'out' does not end in .gguf"),
+        (["out", "--to", "gguf"], "call it 'out.gguf'"),
         (["out.gguf", "--to", "safetensors"], "'out.gguf' ends in .gguf"),
+        (["out.bin"], "call it 'out.gguf', or give --to safetensors to make a folder of that name"),
         (["out", "--type", "q8_0"], "--type q8_0 is for GGUF"),
         (["out.gguf", "--type", "q6_k"], "invalid choice: 'q6_k'"),
     ],
@@ -111,6 +117,27 @@ def test_nothing_is_overwritten(checkpoint: Path, tmp_path: Path, capsys: pytest
 def test_wrong_usage(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", "midshipman", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("target", "options"), [("x.bin", ["--to", "safetensors"]), ("x-v1.5", []), ("x-0.5b", [])])
+def test_folders_with_dots(checkpoint: Path, tmp_path: Path, target: str, options: list[str]) -> None:
+    assert main(["convert", str(checkpoint), str(tmp_path / target), *options]) == 0
+    assert (tmp_path / target / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("command", ["convert", "quantize"])
+def test_targets_are_looked_at_before_models(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert main([command, str(tmp_path / "no-model"), str(tmp_path / "file" / "one" / "two")]) == 2
+    assert f"'{tmp_path / 'file'}' is no folder, and nothing can be made inside it" in capsys.readouterr().err
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    assert main([command, str(tmp_path / "no-model"), str(tmp_path / "gone")]) == 2
+    assert "is there already" in capsys.readouterr().err
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert main([command, str(tmp_path / "no-model"), str(tmp_path / "new" / "folder")]) == 2
+    assert f"you may not write into '{tmp_path}'" in capsys.readouterr().err
 
 
 def test_a_failure_leaves_nothing_behind(checkpoint: Path, tmp_path: Path) -> None:

@@ -207,6 +207,11 @@ def test_command_prints_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFi
     assert found["total"] == found["weights"] + found["cache"] + found["workspace"]
     assert not found["fits"]
     assert main(["plan", "midshipman", "--context", "999999"]) == 1
+    capsys.readouterr()
+    assert main(["plan", str(tmp_path / "nosuch-model")]) == 1
+    assert f"known without network are {', '.join(CohereConfig.preset_names())}" in capsys.readouterr().err
+    assert main(["plan", str(tmp_path)]) == 1  # a folder, in which a file is missing
+    assert "known without network" not in capsys.readouterr().err
     path = made("midshipman", tmp_path / "x.gguf", "Q4_0")
     assert main(["plan", str(path), "--device", "cpu"]) == 0
     assert "bfloat16, int4" in capsys.readouterr().out

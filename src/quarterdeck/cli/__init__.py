@@ -1,8 +1,8 @@
 """The command line: ``quarterdeck run | chat | plan | quantize ...``, one file per command.
 
 What is needed to understand a command line (this file, ``main``, ``arguments``, ``flags``, ``loading``,
-``server_address``, ``rows`` and the commands' own files) imports nothing heavy, so that help and mistakes are answered
-at once; a command imports the rest when it is executed.
+``server_address``, ``rows``, ``targets`` and the commands' own files) imports nothing heavy, so that help and mistakes
+are answered at once; a command imports the rest when it is executed.
 
 ``run``    ``run_rows`` over the rows of ``rows``; ``answering`` is a loaded model with settings
 ``chat``   ``session`` reads lines and shows answers. It knows a ``dialogue``, which is a ``conversation`` with a model

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from quarterdeck.cli.arguments import Commands, UsageError, add_command
+from quarterdeck.cli.targets import check_target, size_on_disk
 from quarterdeck.locate import EMBEDDED_MODEL, HubOptions
 
 _GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 _PLAIN_TYPES = ("f32", "f16", "bf16")
+_FILE_SUFFIX = re.compile(r"\.[a-zA-Z]\w*")  # not what ends aya-v1.5 or command-r-0.5b
 _EPILOG = """\
-What TARGET is called says what is written: a name that ends in .gguf is a file, all others are folders. The tokenizer,
-its chat templates and generation defaults go over with the weights.
+What TARGET is called says what is written: a name that ends in .gguf is a file, all others are folders. A name that
+looks like another kind of file, such as out.bin, needs --to safetensors. The tokenizer, its chat templates and
+generation defaults go over with the weights. The path is printed on standard output, format and size on standard error.
 
 examples:
   quarterdeck convert midshipman midshipman.gguf --type q8_0
@@ -29,7 +34,7 @@ def add_parser(commands: Commands) -> None:
         "source", metavar="SOURCE", help=f"a folder, an id on the Hugging Face hub, {EMBEDDED_MODEL}, or a GGUF file"
     )
     parser.add_argument("target", metavar="TARGET", type=Path, help="file or folder to write, which must not be there")
-    parser.add_argument("--to", choices=("gguf", "safetensors"), help="what to write, checked against TARGET")
+    parser.add_argument("--to", choices=("gguf", "safetensors"), help="what to write (default: what TARGET is called)")
     parser.add_argument(
         "--type",
         choices=_GGUF_TYPES,
@@ -45,7 +50,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Convert, with progress on stderr, and print the path on stdout."""
+    """Convert, with progress and what was written on stderr, and print the path on stdout."""
     target: Path = arguments.target
     to_gguf = target.suffix.lower() == ".gguf"
     _check(arguments, to_gguf)
@@ -61,6 +66,9 @@ def execute(arguments: argparse.Namespace) -> int:
         _with_progress(
             lambda progress: to_safetensors(checkpoint, target, kind, progress, max_shard_size=arguments.max_shard_size)
         )
+    written = (kind or checkpoint.plain_type).lower()
+    form = "GGUF" if to_gguf else "safetensors"
+    print(f"wrote {form} in {written}: {size_on_disk(target)}", file=sys.stderr)
     print(target)
     return 0
 
@@ -69,13 +77,17 @@ def _check(arguments: argparse.Namespace, to_gguf: bool) -> None:
     """Refuse what cannot be right before anything is read."""
     target: Path = arguments.target
     if arguments.to == "gguf" and not to_gguf:
-        raise UsageError(f"--to gguf writes a file, and '{target}' does not end in .gguf")
+        raise UsageError(f"--to gguf writes a file, and '{target}' does not end in .gguf: call it '{target}.gguf'")
     if arguments.to == "safetensors" and to_gguf:
-        raise UsageError(f"--to safetensors writes a folder, and '{target}' ends in .gguf")
+        raise UsageError(f"--to safetensors writes a folder, and '{target}' ends in .gguf: leave that out")
+    if arguments.to is None and not to_gguf and _FILE_SUFFIX.fullmatch(target.suffix) and not target.is_dir():
+        raise UsageError(
+            f"'{target}' looks like a file of the kind {target.suffix}, and the only files that are written are .gguf: "
+            f"call it '{target.with_suffix('.gguf')}', or give --to safetensors to make a folder of that name"
+        )
     if not to_gguf and arguments.type not in (None, *_PLAIN_TYPES):
         raise UsageError(f"--type {arguments.type} is for GGUF; safetensors are written in {', '.join(_PLAIN_TYPES)}")
-    if target.is_file() or (target.is_dir() and (to_gguf or any(target.iterdir()))):
-        raise UsageError(f"'{target}' is there already; nothing is overwritten: give another name, or remove it")
+    check_target(target, is_file=to_gguf)
 
 
 def _with_progress(work: Callable[[Callable[[int, int], None]], None]) -> None:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quarterdeck.cli.arguments import Commands, add_command, device, model_help, positive_int
+from quarterdeck.errors import CheckpointNotFoundError
 from quarterdeck.locate import EMBEDDED_MODEL
+
+if TYPE_CHECKING:
+    from quarterdeck.memory.plan import MemoryPlan
 
 _EPILOG = """\
 Public checkpoints are known by their names without network; of others on the hub config.json is fetched, no weights.
@@ -55,10 +61,24 @@ def add_parser(commands: Commands) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Print the plan."""
+    try:
+        plan = _plan(arguments)
+    except CheckpointNotFoundError as error:
+        if Path(arguments.model).expanduser().exists():
+            raise
+        from quarterdeck.config import CohereConfig
+
+        known = ", ".join(CohereConfig.preset_names())
+        raise CheckpointNotFoundError(f"{error}; known without network are {known}") from error
+    print(json.dumps(plan.to_dict(), ensure_ascii=False, indent=2) if arguments.json else plan)
+    return 0 if plan.fits else 1
+
+
+def _plan(arguments: argparse.Namespace) -> MemoryPlan:
     from quarterdeck.memory.plan import plan_memory  # here, since --help need not wait for torch
     from quarterdeck.pipelines.factory import as_device
 
-    plan = plan_memory(
+    return plan_memory(
         arguments.model,
         context=arguments.context,
         batch_size=arguments.batch_size,
@@ -68,5 +88,3 @@ def execute(arguments: argparse.Namespace) -> int:
         device=as_device(arguments.device),
         revision=arguments.revision,
     )
-    print(json.dumps(plan.to_dict(), ensure_ascii=False, indent=2) if arguments.json else plan)
-    return 0 if plan.fits else 1

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quarterdeck.cli.arguments import Commands, UsageError, add_command, device, positive_int
+from quarterdeck.cli.targets import check_target, size_on_disk
 from quarterdeck.errors import CheckpointNotFoundError, InputError, TokenizerError
 from quarterdeck.locate import EMBEDDED_MODEL
 
@@ -78,7 +80,7 @@ def add_parser(commands: Commands) -> None:
 def execute(arguments: argparse.Namespace) -> int:
     """Load, quantize, save, report."""
     config = _configuration(arguments)
-    _check_out(arguments.out)
+    check_target(arguments.out, is_file=False)
     from quarterdeck.auto import AutoModelForCausalLM  # here, since --help need not wait for torch
 
     tokenizer = _tokenizer(arguments)
@@ -94,6 +96,7 @@ def execute(arguments: argparse.Namespace) -> int:
     report = {"model": str(arguments.model), "out": str(arguments.out), "format": config.to_dict()}
     sizes = {"bytes_before": before, "bytes_after": model.get_memory_footprint()}
     _show(report | sizes, errors, as_json=arguments.json)
+    print(f"wrote safetensors in {_described(config)}: {size_on_disk(arguments.out)}", file=sys.stderr)
     return 0
 
 
@@ -111,12 +114,6 @@ def _configuration(arguments: argparse.Namespace) -> QuantizationConfig:
         modules_to_not_convert=tuple(arguments.keep),
         method=method,
     )
-
-
-def _check_out(out: Path) -> None:
-    """Refuse what would overwrite anything."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise UsageError(f"'{out}' is there already; nothing is overwritten: give another folder, or remove it")
 
 
 def _tokenizer(arguments: argparse.Namespace) -> CohereTokenizerFast | None:
@@ -164,6 +161,11 @@ def _with_progress(model: CohereForCausalLM, config: QuantizationConfig, batches
     console = Console(stderr=True)
     steps = quantization_steps(model, config, batches)
     yield from track(steps, "quantizing", total, console=console, disable=not console.is_terminal, transient=True)
+
+
+def _described(config: QuantizationConfig) -> str:
+    kind = config.format if config.symmetric else f"asymmetric {config.format}"
+    return f"{kind} by {config.method}"
 
 
 def _show(facts: dict[str, Any], errors: list[LayerError], *, as_json: bool) -> None:
