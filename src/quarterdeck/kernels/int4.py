@@ -9,6 +9,7 @@ bytes: ``data[b, p, r, c]`` is ``value[b, 2p, r, c] + 16 * value[b, 2p + 1, r, c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from quarterdeck.kernels.native import level_for, packed_product
 from quarterdeck.kernels.rows import (
     BLOCK_ROWS,
     QUAD,
+    finished,
     pack_blocks,
     padded_columns,
     quantize_rows,
@@ -73,7 +75,7 @@ def quantize(weight: Tensor, *, symmetric: bool) -> tuple[Tensor, Tensor, Tensor
         minimum = groups.amin(dim=-1).half()
         scale = ((groups.amax(dim=-1) - minimum.float()) / 15.0).half()
         offset = minimum.float()
-    _check_finite(scale, minimum, f"the largest weight is {float(weight.detach().abs().max()):.4g}")
+    _check_finite(scale, minimum, lambda: f"the largest weight is {float(weight.detach().abs().max()):.4g}")
     steps = (groups - offset[..., None]) / torch.where(scale == 0, 1.0, scale.float())[..., None]
     values = steps.round().clamp(0, 15).to(torch.uint8).view(rows, -1)[:, :columns]
     return values.contiguous(), scale, minimum
@@ -92,7 +94,7 @@ def pack(values: Tensor, scale: Tensor, minimum: Tensor | None) -> Int4Weight:
     data = blocks[:, 0::2] | blocks[:, 1::2] << 4
     packed_scale = _pack_groups(scale, "scale", rows, columns, group)
     packed_minimum = None if minimum is None else _pack_groups(minimum, "minimum", rows, columns, group)
-    _check_finite(packed_scale, packed_minimum, "they came so")
+    _check_finite(packed_scale, packed_minimum, lambda: "they came so")
     return Int4Weight(data, packed_scale, packed_minimum, rows, columns)
 
 
@@ -113,8 +115,7 @@ def dequantize(packed: Int4Weight) -> Tensor:
 def linear_reference(x: Tensor, packed: Int4Weight, bias: Tensor | None = None) -> Tensor:
     """What :func:`linear` computes."""
     values, scale = quantize_rows(x.reshape(-1, packed.columns))
-    output = (values.float() @ dequantize(packed).T) * scale[:, None]
-    return (output if bias is None else output + bias.float()).to(x.dtype).view(*x.shape[:-1], packed.rows)
+    return finished((values.float() @ dequantize(packed).T) * scale[:, None], x, bias)
 
 
 def linear_in_parts(x: Tensor, packed: Int4Weight, bias: Tensor | None = None) -> Tensor:
@@ -127,8 +128,7 @@ def linear_in_parts(x: Tensor, packed: Int4Weight, bias: Tensor | None = None) -
         count = rows.stop - rows.start
         part = Int4Weight(packed.data[blocks], packed.scale[blocks], minimum, count, packed.columns)
         output[:, rows] = floats @ dequantize(part).T
-    output = output * scale[:, None]
-    return (output if bias is None else output + bias.float()).to(x.dtype).view(*x.shape[:-1], packed.rows)
+    return finished(output * scale[:, None], x, bias)
 
 
 def linear(x: Tensor, packed: Int4Weight, bias: Tensor | None = None, *, level: str | None = None) -> Tensor:
@@ -172,12 +172,12 @@ def _dequantize(values: Tensor, scale: Tensor, minimum: Tensor | None, group: in
     return values.float() * scale + minimum.float().repeat_interleave(group, dim=-1)[..., :columns]
 
 
-def _check_finite(scale: Tensor, minimum: Tensor | None, reason: str) -> None:
-    """InputError where float16 does not hold a scale or a minimum."""
+def _check_finite(scale: Tensor, minimum: Tensor | None, reason: Callable[[], str]) -> None:
+    """InputError where float16 does not hold a scale or a minimum; ``reason`` is asked for only then."""
     for name, part in (("scales", scale), ("minima", minimum)):
         if part is not None and not bool(part.isfinite().all()):
             raise InputError(
-                f"4-bit {name} hold infinities or NaNs, {reason}; float16 holds up to 65504 "
+                f"4-bit {name} hold infinities or NaNs, {reason()}; float16 holds up to 65504 "
                 "(weights of 8 times that where symmetric): use int8, or name the layer in modules_to_not_convert"
             )
 

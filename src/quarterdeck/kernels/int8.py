@@ -17,6 +17,7 @@ from quarterdeck.kernels.native import level_for, packed_product
 from quarterdeck.kernels.rows import (
     BLOCK_ROWS,
     QUAD,
+    finished,
     pack_blocks,
     padded_columns,
     quantize_rows,
@@ -75,8 +76,7 @@ def linear_reference(x: Tensor, packed: Int8Weight, bias: Tensor | None = None) 
     values, scale = quantize_rows(x.reshape(-1, packed.columns))
     weight, weight_scale = unpack(packed)
     sums = (values.double() @ weight.double().T).float()
-    output = sums * weight_scale * scale[:, None]
-    return (output if bias is None else output + bias.float()).to(x.dtype).view(*x.shape[:-1], packed.rows)
+    return finished(sums * weight_scale * scale[:, None], x, bias)
 
 
 def _pieces(matrix: Tensor) -> list[Tensor]:
@@ -98,8 +98,7 @@ def linear_in_parts(x: Tensor, packed: Int8Weight, bias: Tensor | None = None) -
         for piece, part in zip(pieces, _pieces(weight), strict=True):
             sums += piece @ part.T
         output[:, rows] = sums.float() * packed.scale[rows]
-    output = output * scale[:, None]
-    return (output if bias is None else output + bias.float()).to(x.dtype).view(*x.shape[:-1], packed.rows)
+    return finished(output * scale[:, None], x, bias)
 
 
 def linear(x: Tensor, packed: Int8Weight, bias: Tensor | None = None, *, level: str | None = None) -> Tensor:

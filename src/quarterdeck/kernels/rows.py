@@ -57,6 +57,12 @@ def unpack_blocks(data: Tensor, rows: int, columns: int) -> Tensor:
     return blocks.reshape(blocks.shape[0] * BLOCK_ROWS, -1)[:rows, :columns].contiguous()
 
 
+def finished(output: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+    """What a product ends with: float32 ``[M, N]`` plus ``bias`` ``[N]``, in the type and leading sizes of ``x``."""
+    output = output if bias is None else output + bias.float()
+    return output.to(x.dtype).view(*x.shape[:-1], output.shape[-1])
+
+
 def padded_columns(columns: int) -> int:
     """``columns`` rounded up to whole blocks."""
     return columns + -columns % BLOCK_COLUMNS
