@@ -16,8 +16,9 @@ from quarterdeck.cli.main import main
 from quarterdeck.errors import InputError
 from quarterdeck.kernels import int4
 from quarterdeck.kernels.int4 import Int4Weight
+from quarterdeck.quantization import gptq as gptq_module
 from quarterdeck.quantization.calibration import quantization_steps
-from quarterdeck.quantization.formats import format_of, full_weight
+from quarterdeck.quantization.formats import format_of, full_weight, tensors_of
 from quarterdeck.quantization.gptq import best_grid, gptq
 from quarterdeck.quantization.modules import packed_modules
 from quarterdeck.quantization.surgery import quantize_model
@@ -82,6 +83,26 @@ def test_columns_that_are_never_seen_and_singular_statistics() -> None:
     assert torch.isfinite(full_weight(gptq(weight, torch.zeros(64, 64), CONFIGS["int8"]))).all()
     with pytest.raises(InputError, match="infinities or NaNs in the calibration text"):
         gptq(weight, torch.full((64, 64), torch.inf), CONFIGS["int4"])
+
+
+@pytest.mark.parametrize("way", CONFIGS)
+def test_rows_in_slabs_are_rounded_as_all_at_once(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, seen = torch.randn(85, 300, generator=torch.Generator().manual_seed(0)), correlated(512, 300)
+    hessian = seen.T @ seen / len(seen)
+    whole = tensors_of(gptq(weight, hessian, CONFIGS[way]))
+    heights: list[int] = []
+
+    def noted(rows: Tensor, *others: Any) -> Tensor:
+        heights.append(len(rows))
+        return round_in_order(rows, *others)
+
+    round_in_order = gptq_module._round_in_order
+    monkeypatch.setattr(gptq_module, "_round_in_order", noted)
+    parts = tensors_of(gptq(weight, hessian, CONFIGS[way], slab=32))
+    assert heights == [32, 32, 21]
+    assert whole.keys() == parts.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(parts[name], tensor), name
 
 
 # -- whole models ------------------------------------------------------------------------------------------
@@ -187,7 +208,9 @@ def test_the_command_calibrates(tmp_path: Path, capsys: pytest.CaptureFixture[st
     text.write_text("Plants create energy through a process known as photosynthesis. " * 20)
     options = ["--calibration", str(text), "--row-length", "64", "--rows", "2", "--keep", "down_proj", "--asymmetric"]
     assert main(["quantize", "midshipman", str(tmp_path / "out"), *options]) == 0
-    shown = capsys.readouterr().out
+    captured = capsys.readouterr()
+    shown = captured.out
+    assert captured.err.startswith("wrote safetensors in asymmetric int4 by gptq: 7 files, ")
     model = CohereForCausalLM.from_pretrained(tmp_path / "out")
     assert model.quantization == QuantizationConfig(
         symmetric=False, method="gptq", modules_to_not_convert=("down_proj",)

@@ -6,7 +6,7 @@ and a checkpoint stores them under the same names, as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -104,14 +104,29 @@ def tensors_of(packed: PackedWeight) -> dict[str, Tensor]:
 
 def round_weight(form: PackedFormat, weight: Tensor) -> dict[str, Tensor]:
     """The tensors of ``weight`` ``[N, K]`` rounded to nearest, some rows at a time, on the weight's device."""
+    step = max(_CHUNK // max(weight.shape[1], 1) // BLOCK_ROWS, 1) * BLOCK_ROWS
+    return packed_in_slabs(form, weight, step, form.rounded)
+
+
+def packed_in_slabs(
+    form: PackedFormat, weight: Tensor, step: int, pack: Callable[[Tensor], PackedWeight]
+) -> dict[str, Tensor]:
+    """The tensors of a weight whose rows are packed some at a time, on the weight's device.
+
+    Args:
+        form: the format that ``pack`` makes.
+        weight: ``[N, K]``.
+        step: rows at a time, a multiple of `BLOCK_ROWS`.
+        pack: is given rows ``[step, K]``, the last time fewer.
+    """
     rows, columns = weight.shape
-    step = max(_CHUNK // max(columns, 1) // BLOCK_ROWS, 1) * BLOCK_ROWS
     if step >= rows:
-        return tensors_of(form.rounded(weight))
+        return tensors_of(pack(weight))
+    assert step % BLOCK_ROWS == 0, f"{step} rows are no whole blocks of {BLOCK_ROWS}"
     sizes = form.tensors(rows, columns)
     made = {name: torch.empty(shape, dtype=dtype, device=weight.device) for name, (shape, dtype) in sizes.items()}
     for start in range(0, rows, step):
-        for name, part in tensors_of(form.rounded(weight[start : start + step])).items():
+        for name, part in tensors_of(pack(weight[start : start + step])).items():
             # the first dimension counts rows, or blocks of rows; a step is whole blocks
             first = start if len(made[name]) == rows else start // BLOCK_ROWS
             made[name][first : first + len(part)] = part

@@ -19,10 +19,11 @@ from torch import Tensor
 from quarterdeck.errors import InputError
 from quarterdeck.kernels import int4, int8
 from quarterdeck.quantization.config import QuantizationConfig
-from quarterdeck.quantization.formats import PackedWeight
+from quarterdeck.quantization.formats import PackedWeight, format_of, packed_in_slabs
 
 _DAMPING = 0.01  # of the mean of the diagonal, added to it; columns that are always zero need it
 _BLOCK = 128  # columns whose effect on the later ones is applied at once
+_SLAB = 4096  # rows that are rounded at once
 _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # how much of a group's range the grid may cover
 
 
@@ -92,34 +93,44 @@ def best_grid(weight: Tensor, config: QuantizationConfig, importance: Tensor) ->
     return best
 
 
-def gptq(weight: Tensor, hessian: Tensor, config: QuantizationConfig) -> PackedWeight:
+def gptq(weight: Tensor, hessian: Tensor, config: QuantizationConfig, *, slab: int = _SLAB) -> PackedWeight:
     """A weight rounded so that its products with what ``hessian`` tells of its inputs change least.
+
+    Rows do not depend on each other, so that some are done at a time: it takes about ten float32 copies of a slab.
 
     Args:
         weight: ``[N, K]``, floating.
         hessian: float32 ``[K, K]``, the mean of the outer products of the inputs.
         config: the format.
+        slab: rows at a time, a multiple of 16.
 
     Raises:
         InputError: inputs that are not finite.
     """
-    weight = weight.float()
     hessian = hessian.clone()
     diagonal = hessian.diagonal()
     if not bool(diagonal.isfinite().all()):
         raise InputError("a layer saw infinities or NaNs in the calibration text; load the model in float32")
     diagonal.add_(_DAMPING * diagonal.mean().clamp(min=torch.finfo(torch.float32).tiny))
-    grid = best_grid(weight, config, hessian.diagonal())
     order = diagonal.argsort(descending=True)
-    scale, offset = (part[:, order] for part in grid.spread(weight.shape[1]))
     factor = _inverse_factor(hessian[order][:, order])
-    values = _round_in_order(weight[:, order], factor, grid, scale, offset)
-    return grid.pack(values[:, order.argsort()].contiguous())
+    back = order.argsort()
+
+    def rounded(rows: Tensor) -> PackedWeight:
+        rows = rows.detach().float()
+        grid = best_grid(rows, config, diagonal)
+        scale, offset = (part[:, order] for part in grid.spread(rows.shape[1]))
+        return grid.pack(_round_in_order(rows[:, order], factor, grid, scale, offset)[:, back].contiguous())
+
+    form = format_of(config)
+    return form.view(packed_in_slabs(form, weight, slab, rounded), *weight.shape)
 
 
 def _round_in_order(weight: Tensor, factor: Tensor, grid: Grid, scale: Tensor, offset: Tensor) -> Tensor:
-    """Values of ``weight`` ``[N, K]``, column by column; ``factor`` is the upper Cholesky factor of the inverse."""
-    weight = weight.clone()
+    """Values of ``weight`` ``[N, K]``, which changes, column by column.
+
+    ``factor`` is the upper Cholesky factor of the inverse.
+    """
     values = torch.empty_like(weight)
     for start in range(0, weight.shape[1], _BLOCK):
         stop = min(start + _BLOCK, weight.shape[1])
