@@ -264,7 +264,7 @@ def test_a_failed_save_changes_nothing(checkpoint: Path, monkeypatch: pytest.Mon
     def full_disk(*args: Any, **options: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(save, "save_file", full_disk)
+    monkeypatch.setattr(save, "write_aligned", full_disk)
     with pytest.raises(OSError, match="no space left"):
         model.save_pretrained(checkpoint)
     assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == before

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
+from parity import make_ours
 from quarterdeck.errors import InputError
 from quarterdeck.locate import HubOptions
+from quarterdeck.quantization.surgery import quantize_model
 from quarterdeck.weights import save
 from quarterdeck.weights.index import find_weights
 from quarterdeck.weights.reader import CheckpointTensors
@@ -67,7 +70,7 @@ def crash_at_change(monkeypatch: pytest.MonkeyPatch, number: int) -> Iterator[li
         patch.setattr(Path, "replace", counted("rename", Path.replace))
         patch.setattr(Path, "unlink", counted("remove", Path.unlink))
         patch.setattr(Path, "hardlink_to", counted("link", Path.hardlink_to))
-        patch.setattr(save, "save_file", counted("write", save.save_file))
+        patch.setattr(save, "write_aligned", counted("write", save.write_aligned))
         patch.setattr(save.shutil, "rmtree", lambda *args, **options: None)  # a dead process does not tidy up
         yield made
 
@@ -115,6 +118,54 @@ def test_any_layout_and_shared_memory(tmp_path: Path) -> None:
     assert source.tensor("a", None, CPU).tolist() == matrix.T.tolist()
     assert source.tensor("c", None, CPU).tolist() == [3, 4, 5]
     assert source.tensor("d", None, CPU).tolist() == matrix.tolist()
+
+
+def offsets(path: Path) -> dict[str, int]:
+    """Where each tensor begins in a file, by the format's description."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    entries = json.loads(data[8 : 8 + length])
+    return {name: 8 + length + entry["data_offsets"][0] for name, entry in entries.items() if name != "__metadata__"}
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_tensors_of_a_quantized_checkpoint_are_aligned(tmp_path: Path, quantization: str) -> None:
+    model = quantize_model(make_ours(hidden_size=64, vocab_size=91), quantization)  # 91 scales of rows are 364 bytes
+    model.save_pretrained(tmp_path)
+    held = model.state_dict()
+    found = load_file(tmp_path / "model.safetensors")
+    assert found.keys() == held.keys() - {name for name in held if name.startswith("lm_head")}
+    for name, tensor in found.items():
+        assert torch.equal(tensor, held[name]), name
+    begins = offsets(tmp_path / "model.safetensors")
+    uneven = [name for name in begins if held[name].nbytes % 64]
+    assert all(begin % 64 == 0 for name, begin in begins.items() if name not in uneven)
+    assert len(uneven) < len(begins) / 2
+    read = CheckpointTensors(find_weights(tmp_path, HubOptions()))
+    assert all(read.tensor(name, None, CPU).data_ptr() % 64 == 0 for name in begins if name.endswith("packed"))
+
+
+def test_tensors_of_every_type_and_of_odd_sizes_are_written(tmp_path: Path) -> None:
+    floating = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
+    whole = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint64, torch.uint32, torch.uint16, torch.uint8]
+    given = {f"x{size}.{kind}": torch.ones(size, 3).to(kind) for size in (1, 7, 64) for kind in [*floating, *whole]}
+    given |= {'\u00e4 "b"': torch.tensor([True, False]), "empty": torch.empty(0, 4), "number": torch.tensor(2.5)}
+    write_weights(given, tmp_path, 10**9)
+    found = load_file(tmp_path / "model.safetensors")
+    assert found.keys() == given.keys()
+    for name, tensor in given.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        assert found[name].tolist() == tensor.tolist(), name
+    begins = offsets(tmp_path / "model.safetensors")
+    assert all(begins[name] % given[name].itemsize == 0 for name in begins)
+    assert all(begin % 64 == 0 for name, begin in begins.items() if name.startswith("x64"))
+
+
+def test_types_that_files_do_not_have_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a is torch\.complex64, and safetensors files hold F64"):
+        write_weights({"a": torch.zeros(1, dtype=torch.complex64)}, tmp_path, ONE_FILE)
+    with pytest.raises(InputError, match=r"the value of a is torch\.float16 \[2\], but must be torch\.float32"):
+        write_weights({"a": torch.zeros(2, device="meta")}, tmp_path, ONE_FILE, {"a": torch.zeros(2).half()})
 
 
 def test_nothing_to_save(tmp_path: Path) -> None:
@@ -168,13 +219,13 @@ def test_a_failure_leaves_the_folder_as_it_was(tmp_path: Path, monkeypatch: pyte
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     written = []
 
-    def full_disk(content: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    def full_disk(path: Path, *others: Any) -> None:
         written.append(path)
         if len(written) == 2:
             raise OSError("no space left on device")
         path.write_bytes(b"half")
 
-    monkeypatch.setattr(save, "save_file", full_disk)
+    monkeypatch.setattr(save, "write_aligned", full_disk)
     monkeypatch.setattr(save, "_flush", lambda path: None)
     with pytest.raises(OSError, match="no space left"):
         put(tmp_path, 2.0, PAIRS)

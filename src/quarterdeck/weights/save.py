@@ -22,10 +22,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from quarterdeck.errors import CheckpointError, InputError
+from quarterdeck.weights.aligned import write_aligned
 from quarterdeck.weights.index import INDEX_FILE, SHARD_FILE, SINGLE_FILE, read_weight_map
 
 _UNITS = {
@@ -136,18 +136,8 @@ def _check_tensors(state_dict: Mapping[str, Tensor], offloaded: Mapping[str, Ten
 
 def write_file(tensors: Mapping[str, Tensor], path: Path, offloaded: Mapping[str, Tensor] | None = None) -> None:
     """One safetensors file, on the disk when this returns; ``offloaded`` has what is on the meta device."""
-    seen: set[int] = set()
-    plain: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        value = offloaded[name] if tensor.is_meta and offloaded is not None else tensor
-        moved = value.detach().cpu().contiguous()
-        memory = moved.untyped_storage().data_ptr()
-        plain[name] = moved.clone() if memory in seen else moved  # the library refuses what shares memory
-        seen.add(memory)
-    path.touch()
-    usual_mode = path.stat().st_mode
-    save_file(plain, path, metadata={"format": "pt"})
-    path.chmod(usual_mode)  # some versions of the library let nobody but the owner read
+    values = {} if offloaded is None else offloaded
+    write_aligned(path, tensors, lambda name: values[name] if tensors[name].is_meta else tensors[name])
     _flush(path)
 
 
