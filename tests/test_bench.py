@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from quarterdeck import CohereConfig, CohereForCausalLM
+from quarterdeck import CohereConfig, CohereForCausalLM, QuantizedCache, StaticCache
 from quarterdeck.cli.main import main
-from quarterdeck.cli.measuring import prefill_operations, seconds, step_bytes
+from quarterdeck.cli.measuring import CACHE_OPTIONS, prefill_operations, seconds, step_bytes
+from quarterdeck.memory.sizes import CacheKind
 
 FIELDS: dict[str, Any] = {
     "vocab_size": 90,
@@ -70,6 +71,33 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "float32" in lines[0]
     assert "GB/s read" in lines[1]
     assert lines[-1].split()[:2] == ["1", "4"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "cache"), [("static", StaticCache), ("int8", QuantizedCache), ("int4", QuantizedCache)]
+)
+def test_the_cache_that_is_named_is_the_one_that_is_measured(
+    kind: CacheKind, cache: type, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[dict[str, Any]] = []
+    steps = CohereForCausalLM.generate_steps
+
+    def noted(self: CohereForCausalLM, ids: torch.Tensor, **options: Any) -> Any:
+        used.append(options)
+        return steps(self, ids, **options)
+
+    monkeypatch.setattr(CohereForCausalLM, "generate_steps", noted)
+    assert main([*"bench --prompt 9 --batch 1 --new 2 --repeats 1 --device cpu --kv-cache".split(), kind]) == 0
+    assert f"{kind} cache" in capsys.readouterr().out.splitlines()[0]
+    model, ids = CohereForCausalLM(CohereConfig(**FIELDS)).eval(), torch.randint(0, 90, (1, 200))
+    assert len(used) == 2
+    for options in used:
+        assert options.items() >= CACHE_OPTIONS[kind].items()
+        made = model.generate(ids, return_dict_in_generate=True, **options | {"max_new_tokens": 1}).past_key_values
+        assert type(made) is cache
+        assert not isinstance(made, QuantizedCache) or made.storage.nbits == int(kind.removeprefix("int"))
+    exact, held = (step_bytes(model, 1, 4000, one) for one in ("dynamic", kind))
+    assert held == exact if kind == "static" else held < exact
 
 
 def test_what_has_no_room_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

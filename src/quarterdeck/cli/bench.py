@@ -22,6 +22,7 @@ faster than reading memory. Figures are medians.
 examples:
   quarterdeck bench
   quarterdeck bench ./aya-expanse-8b --quantization int4 --prompt 256,2048 --batch 1,8 --json
+  quarterdeck bench ./aya-expanse-8b --prompt 8192 --kv-cache int8
 """
 
 
@@ -48,6 +49,12 @@ def add_parser(commands: Commands) -> None:
     )
     group.add_argument("--quantization", choices=("int8", "int4"), help="hold weights in fewer bits")
     group.add_argument(
+        "--kv-cache",
+        default="dynamic",
+        choices=("dynamic", "static", "int8", "int4"),
+        help="how keys and values are stored (default: dynamic, in the type of the weights)",
+    )
+    group.add_argument(
         "--device", type=device, metavar="D", help="where to run (default: the first accelerator, else the CPU)"
     )
     group.add_argument("--attn-implementation", metavar="A", help="attention backend (default: sdpa)")
@@ -73,7 +80,14 @@ def execute(arguments: argparse.Namespace) -> int:
         )
     limits = measure_limits(model.device)
     speeds = [
-        measure_speed(model, batch=batch, prompt=prompt, new=arguments.new, repeats=arguments.repeats)
+        measure_speed(
+            model,
+            batch=batch,
+            prompt=prompt,
+            new=arguments.new,
+            repeats=arguments.repeats,
+            kv_cache=arguments.kv_cache,
+        )
         for batch in arguments.batch
         for prompt in arguments.prompt
     ]
@@ -83,6 +97,7 @@ def execute(arguments: argparse.Namespace) -> int:
         "bytes": model.get_memory_footprint(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantization": arguments.quantization,
+        "kv_cache": arguments.kv_cache,
         "device": str(model.device),
         "threads": torch.get_num_threads(),
     }
@@ -111,7 +126,7 @@ def _show(facts: dict[str, Any], limits: Limits, speeds: list[Speed], *, as_json
     held = facts["quantization"] or facts["dtype"]
     print(
         f"{facts['model']}: {facts['parameters'] / 1e6:.1f}M parameters, {held}, {facts['bytes'] / 1e6:.1f} MB, "
-        f"on {facts['device']}, {facts['threads']} threads"
+        f"{facts['kv_cache']} cache, on {facts['device']}, {facts['threads']} threads"
     )
     eight = "" if limits.int8 is None else f", int8 {limits.int8:.0f}"
     print(

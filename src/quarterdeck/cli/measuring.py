@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,16 @@ import torch
 from torch import Tensor
 
 from quarterdeck.kernels import int8, native
-from quarterdeck.memory.sizes import cache_bytes
+from quarterdeck.memory.sizes import CacheKind, cache_bytes
 from quarterdeck.model import CohereForCausalLM
+
+CACHE_OPTIONS: Mapping[CacheKind, Mapping[str, Any]] = {
+    "dynamic": {},
+    "static": {"cache_implementation": "static"},
+    "int8": {"cache_implementation": "quantized", "cache_config": {"nbits": 8}},
+    "int4": {"cache_implementation": "quantized", "cache_config": {"nbits": 4}},
+}
+"""How generation is asked for each kind of cache."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +105,14 @@ def _int8_rate() -> float:
 
 
 @torch.no_grad()
-def measure_speed(model: CohereForCausalLM, *, batch: int, prompt: int, new: int, repeats: int) -> Speed:
+def measure_speed(
+    model: CohereForCausalLM, *, batch: int, prompt: int, new: int, repeats: int, kv_cache: CacheKind = "dynamic"
+) -> Speed:
     """Prompts of random tokens are read and ``new`` tokens decoded, ``repeats`` times after a run of few tokens."""
     device, vocabulary = model.device, model.config.vocab_size
     ids = torch.randint(0, vocabulary, (batch, prompt), device=device)
-    _run(model, ids[:, :8], 2)
-    runs = [_run(model, ids, new) for _ in range(repeats)]
+    _run(model, ids[:, :8], 2, kv_cache)
+    runs = [_run(model, ids, new, kv_cache) for _ in range(repeats)]
     prefill = statistics.median(marks[0] for marks in runs)
     step = statistics.median(after - before for marks in runs for before, after in itertools.pairwise(marks))
     return Speed(
@@ -114,13 +124,14 @@ def measure_speed(model: CohereForCausalLM, *, batch: int, prompt: int, new: int
         prefill_gops=prefill_operations(model, batch, prompt) / prefill / 1e9,
         step_seconds=step,
         decode_tokens=batch / step,
-        decode_gbs=step_bytes(model, batch, prompt + new // 2) / step / 1e9,
+        decode_gbs=step_bytes(model, batch, prompt + new // 2, kv_cache) / step / 1e9,
     )
 
 
-def _run(model: CohereForCausalLM, ids: Tensor, new: int) -> list[float]:
+def _run(model: CohereForCausalLM, ids: Tensor, new: int, kv_cache: CacheKind) -> list[float]:
     """Seconds after the start at which each of ``new + 1`` tokens was there."""
     options: dict[str, Any] = {"max_new_tokens": new + 1, "do_sample": False, "eos_token_id": None}
+    options |= CACHE_OPTIONS[kv_cache]
     wait_for(ids.device)
     begin = time.perf_counter()
     marks = []
@@ -138,11 +149,11 @@ def prefill_operations(model: CohereForCausalLM, batch: int, prompt: int) -> flo
     return 2.0 * batch * prompt * (body + attention / 2)
 
 
-def step_bytes(model: CohereForCausalLM, batch: int, length: int) -> int:
+def step_bytes(model: CohereForCausalLM, batch: int, length: int, kv_cache: CacheKind = "dynamic") -> int:
     """Bytes that a step of decoding reads behind ``length`` tokens: each weight once, and all keys and values."""
     table = model.get_input_embeddings()
     unread = 0
     if not model.config.tie_word_embeddings:
         unread = sum(tensor.nbytes for tensor in itertools.chain(table.parameters(), table.buffers()))
-    stored = cache_bytes(model.config, "dynamic", model.dtype, length=length, batch=batch)
+    stored = cache_bytes(model.config, kv_cache, model.dtype, length=length, batch=batch)
     return model.get_memory_footprint() - unread + stored
