@@ -33,6 +33,8 @@ _PRODUCT = [c_int, c_int, c_void_p, c_int, c_int64, c_int64, c_int64]
 _SIGNATURES = {
     "quarterdeck_dense_linear": [*_PRODUCT, c_void_p, c_void_p, c_void_p],
     "quarterdeck_attend": [c_int, c_int, c_void_p, c_void_p, c_int],
+    "quarterdeck_packed_forward": [c_int, c_int, c_void_p],
+    "quarterdeck_packed_backward": [c_int, c_int, c_void_p],
     "quarterdeck_int8_linear": [*_PRODUCT, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p],
     "quarterdeck_int4_linear": [*_PRODUCT, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p],
 }
