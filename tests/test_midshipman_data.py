@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import re
@@ -31,6 +32,7 @@ from quarterdeck.training.midshipman.primer import repeated_tokens
 from quarterdeck.training.midshipman.skeletons import skeletons
 from quarterdeck.training.midshipman.talk import Knowledge
 from quarterdeck.training.midshipman.tooling import ToolExamples
+from quarterdeck.training.packing import pack
 
 PASSAGES = tuple(
     Passage(
@@ -278,7 +280,9 @@ def test_batches_are_a_matter_of_seed_step_and_progress(
 ) -> None:
     folder = tmp_path_factory.mktemp("data")
     write_materials(folder, tokenizer)
-    makers = [mixtures.BatchMaker(folder, seed=1, rows=1, length=1024) for _ in range(2)]
+    makers = [
+        mixtures.BatchMaker(folder, seed=1, packer=functools.partial(pack, rows=1, length=1024)) for _ in range(2)
+    ]
     first, again = (maker(3, 0.25) for maker in makers)
     assert first.ids.tolist() == again.ids.tolist()
     assert first.targets.tolist() == again.targets.tolist()

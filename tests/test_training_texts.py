@@ -22,8 +22,8 @@ Importer = Callable[[str], ModuleType]
 TINY = [
     "--size",
     "tiny",
-    "--rows",
-    "1",
+    "--tokens",
+    "1280",
     "--length",
     "1280",
     "--threads",

@@ -23,10 +23,12 @@ from torch import nn
 
 from quarterdeck.config import CohereConfig
 from quarterdeck.model import CohereForCausalLM
+from quarterdeck.training.attention import PackedAttention
 from quarterdeck.training.batches import Batches, LocalBatches, WorkerBatches
 from quarterdeck.training.curves import write_curves
 from quarterdeck.training.midshipman import vocabulary
 from quarterdeck.training.midshipman.mixture import BatchMaker, held_out_rows
+from quarterdeck.training.packing import Packer, pack, pack_stream
 from quarterdeck.training.schedule import Budget
 from quarterdeck.training.trainer import Trainer, TrainingOptions
 
@@ -85,9 +87,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --run")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--size", choices=tuple(SIZES), help="default: medium on a GPU, small on a CPU")
-    parser.add_argument("--rows", type=int, help="rows per step; default: 64 on a GPU, 3 on a CPU")
-    parser.add_argument("--length", type=int, help="tokens per row; default: 2048 on a GPU, 1536 on a CPU")
-    parser.add_argument("--workers", type=int, help="processes that make batches; default: all cores but one on a GPU")
+    parser.add_argument("--tokens", type=int, help="tokens per step; default: 131072 on a GPU, 8192 on a CPU")
+    parser.add_argument("--length", type=int, default=2048, help="on a GPU, tokens per row; on a CPU, longest document")
+    parser.add_argument("--workers", type=int, help="processes that make batches; default: all cores but one")
     parser.add_argument("--logit-scale", type=float, default=0.25)
     parser.add_argument("--matrix-optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--matrix-lr", type=float, default=0.02)
@@ -95,7 +97,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--warmup", type=int, default=60, help="steps until the full learning rate")
     parser.add_argument("--hold", type=float, default=0.4, help="progress until which the learning rate stays")
-    parser.add_argument("--attention", default="sdpa", help="attention backend while training, e.g. flex_attention")
+    parser.add_argument("--attention", help="attention while training: packed (CPU), sdpa (GPU) or flex_attention")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the passes; default: what is faster")
     parser.add_argument("--compile", action="store_true", help="torch.compile the forward pass")
     parser.add_argument("--evaluate-every", type=int, default=200)
     parser.add_argument("--log-every", type=int, default=20)
@@ -107,9 +110,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     defaults = {
         "data": args.run / "data",
         "size": "medium" if gpu else "small",
-        "rows": 64 if gpu else 3,
-        "length": 2048 if gpu else 1536,
-        "workers": max(1, (os.cpu_count() or 2) - 1) if gpu else 0,
+        "tokens": 131072 if gpu else 8192,
+        "attention": "sdpa" if gpu else "packed",
+        "workers": max(1, (os.cpu_count() or 2) - 1) if gpu else 1,
     }
     for name, value in defaults.items():
         if getattr(args, name) is None:
@@ -117,9 +120,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def packer(args: argparse.Namespace, tokens: int) -> Packer:
+    """Rows of one length for attention that is told apart by positions, a stream for packed attention."""
+    if args.attention == "packed":
+        return functools.partial(pack_stream, tokens=tokens, longest=args.length)
+    return functools.partial(pack, rows=max(1, tokens // args.length), length=args.length)
+
+
 def make_batches(args: argparse.Namespace) -> Batches:
     """The stream of batches, in this process or in workers."""
-    build = functools.partial(BatchMaker, args.data, seed=args.seed, rows=args.rows, length=args.length)
+    build = functools.partial(BatchMaker, args.data, seed=args.seed, packer=packer(args, args.tokens))
     return WorkerBatches(build, args.workers) if args.workers else LocalBatches(build())
 
 
@@ -127,7 +137,7 @@ def make_trainer(args: argparse.Namespace, batches: Batches) -> Trainer:
     """The run that the arguments ask for; writes settings.json."""
     fields = architecture(args.size, args.logit_scale)
     model = build_model(fields, args.seed).to(args.device)
-    model.config.attn_implementation = args.attention
+    model.config.attn_implementation = PackedAttention() if args.attention == "packed" else args.attention
     options = TrainingOptions(
         Budget(steps=args.steps, minutes=args.minutes),
         matrix_optimizer=args.matrix_optimizer,
@@ -140,8 +150,9 @@ def make_trainer(args: argparse.Namespace, batches: Batches) -> Trainer:
         evaluate_every=args.evaluate_every,
         save_every=args.save_every,
         compile=args.compile,
+        bfloat16=None if args.dtype is None else args.dtype == "bfloat16",
     )
-    held_out = held_out_rows(args.data, rows=1 if args.device == "cpu" else 4, length=max(args.length, 2048))
+    held_out = held_out_rows(args.data, packer(args, 2048 if args.device == "cpu" else 8192))
     args.run.mkdir(parents=True, exist_ok=True)
     settings = {"architecture": fields, "command": {k: v if v is None else str(v) for k, v in vars(args).items()}}
     (args.run / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -1,7 +1,8 @@
 """Muon: momentum whose direction is made orthogonal, for the matrices inside the layers.
 
 Source: Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); the polynomial is the
-quintic Newton-Schulz iteration given there. Matrices of one shape are treated as one batch, in float32.
+quintic Newton-Schulz iteration given there. Matrices of one shape are treated as one batch. The iteration bears
+bfloat16, in which its authors compute it.
 """
 
 from __future__ import annotations
@@ -31,10 +32,24 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(Optimizer):
-    """Nesterov momentum, orthogonalised, with decoupled weight decay; for 2-D parameters only."""
+    """Nesterov momentum, orthogonalised, with decoupled weight decay; for 2-D parameters only.
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+    Args:
+        params: matrices.
+        lr, momentum, weight_decay: as usual; all can be set per group later.
+        dtype: what directions are made orthogonal in.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # returns nothing
@@ -56,7 +71,7 @@ class Muon(Optimizer):
                 state["momentum"] = torch.zeros_like(parameter)
             buffer = state["momentum"].lerp_(parameter.grad, 1.0 - group["momentum"])
             directions.append(parameter.grad.lerp(buffer, group["momentum"]))
-        update = orthogonalize(torch.stack(directions))
+        update = orthogonalize(torch.stack(directions).to(self._dtype)).to(parameters[0].dtype)
         rows, columns = parameters[0].shape
         scale = group["lr"] * max(1.0, rows / columns) ** 0.5
         for parameter, change in zip(parameters, update, strict=True):

@@ -1,13 +1,16 @@
-"""Examples of any length to rows of one length, with a mask of what is to be learned. Needs no torch.
+"""Examples of any length to rows of one length, or to one long stream, with a mask of what is to be learned.
 
-A row holds several documents one after another. Positions begin again at 0 with each, and by that the model keeps
-them apart: see `quarterdeck.attention.mask.packed_documents`. What is left of a row is one more document that nothing
-is asked of.
+Needs no torch. A row holds several documents one after another. Positions begin again at 0 with each, and by that the
+model keeps them apart: see `quarterdeck.attention.mask.packed_documents`. What is left of a row is one more document
+that nothing is asked of.
+
+A stream is one row as long as its documents, and says where they are. Documents that begin with the same tokens, as
+prompts with the same preamble do, share them: these tokens are there once, as a document of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,4 +81,106 @@ def pack(documents: Iterable[Ids], *, rows: int, length: int, pad: int = 0, pati
     order = np.argsort(np.concatenate(asked), kind="stable")
     return PackedRows(
         ids, positions, np.concatenate(asked)[order], np.concatenate(targets)[order], count, int(filled.sum())
+    )
+
+
+@dataclass(frozen=True)
+class PackedStream(PackedRows):
+    """One row of N tokens, all of them in documents.
+
+    Attributes:
+        layout: ``[M, 4]`` begin, end, prefix begin and prefix end of every document: it sees these tokens of a
+            document before it, all of them, and its own up to each. Equal numbers: it sees its own alone.
+    """
+
+    layout: NDArray[np.int64]
+
+
+Packer = Callable[[Iterable[Ids]], PackedRows]
+"""An endless supply of documents to one batch."""
+
+
+def pack_stream(documents: Iterable[Ids], *, tokens: int, longest: int | None = None, shared: int = 64) -> PackedStream:
+    """The first documents that together have about ``tokens`` tokens, with common beginnings once.
+
+    Args:
+        documents: ids and which are supervised; a document of n ids takes n - 1 places.
+        tokens: how many to stop at, common beginnings counted each time.
+        longest: documents with more tokens are left out.
+        shared: a common beginning is worth sharing from this many tokens on.
+
+    Raises:
+        InputError: there are no documents of at least two ids.
+    """
+    taken: list[Ids] = []
+    total = 0
+    for ids, supervised in documents:
+        size = len(ids) - 1
+        if size < 1 or (longest is not None and size > longest):
+            continue
+        taken.append((ids, supervised))
+        total += size
+        if total >= tokens:
+            break
+    if not taken:
+        raise InputError("there is no document of at least two tokens to pack")
+    taken.sort(key=lambda one: one[0].astype(">u2").tobytes())  # equal beginnings lie side by side
+    return _laid_out(_with_prefixes(taken, shared), len(taken))
+
+
+def _with_prefixes(documents: Sequence[Ids], shared: int) -> list[tuple[int, list[Ids]]]:
+    """Neighbours that share a beginning: how many tokens, and the documents; 0 and one document where none do."""
+    groups: list[tuple[int, list[Ids]]] = []
+    for one in documents:
+        if groups:
+            length, group = groups[-1]
+            common = min(_common(group[0], one), length or len(one[0]))
+            if common >= shared and common >= 0.7 * length:
+                groups[-1] = (common, [*group, one])
+                continue
+        groups.append((0, [one]))
+    return groups
+
+
+def _common(first: Ids, second: Ids) -> int:
+    """How many tokens two documents begin with that are the same in both and have nothing to learn after them."""
+    ends = [min(len(ids) - 2, int(np.argmax(mask)) - 1 if mask.any() else len(ids)) for ids, mask in (first, second)]
+    end = max(0, min(ends))
+    differs = np.flatnonzero(first[0][:end] != second[0][:end])
+    return int(differs[0]) if len(differs) else end
+
+
+def _laid_out(groups: Sequence[tuple[int, list[Ids]]], count: int) -> PackedStream:
+    ids: list[NDArray[np.uint16]] = []
+    positions: list[NDArray[np.int32]] = []
+    asked: list[NDArray[np.int64]] = []
+    targets: list[NDArray[np.int64]] = []
+    layout: list[tuple[int, int, int, int]] = []
+    place = 0
+
+    def add(tokens: NDArray[np.uint16], first: int, prefix: tuple[int, int]) -> None:
+        nonlocal place
+        ids.append(tokens)
+        positions.append(np.arange(first, first + len(tokens), dtype=np.int32))
+        layout.append((place, place + len(tokens), *prefix))
+        place += len(tokens)
+
+    for length, group in groups:
+        prefix = (place, place + length)
+        if length:
+            add(group[0][0][:length], 0, (place, place))
+        for tokens, supervised in group:
+            begin = place - length
+            add(tokens[length:-1], length, prefix if length else (place, place))
+            found = np.flatnonzero(supervised[1:])
+            asked.append(found + begin)
+            targets.append(tokens[1:][found].astype(np.int64))
+    return PackedStream(
+        np.concatenate(ids)[None],
+        np.concatenate(positions)[None],
+        np.concatenate(asked),
+        np.concatenate(targets),
+        count,
+        place,
+        np.array(layout, dtype=np.int64),
     )

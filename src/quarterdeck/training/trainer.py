@@ -6,9 +6,10 @@
 
 One step: a batch of packed rows, cross entropy on the supervised tokens, gradients clipped to norm 1, one optimizer
 step. Matrices inside the layers are trained by Muon (orthogonalised momentum) or AdamW, embeddings and norms by AdamW.
-On a GPU that has it, the passes are computed in bfloat16; weights and optimizer stay in float32. Every `save_every`
-seconds the whole state goes to ``folder/checkpoint``; ``folder/log.jsonl`` has one line per `log_every` steps. A run
-that is stopped and resumed takes the same steps as one that was not (by the clock, as far as clocks allow).
+Where the processor has products of bfloat16, the passes are computed in it; weights and optimizer stay in float32.
+Every `save_every` seconds the whole state goes to ``folder/checkpoint``; ``folder/log.jsonl`` has one line per
+`log_every` steps. A run that is stopped and resumed takes the same steps as one that was not (by the clock, as far as
+clocks allow).
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from torch.nn import functional
 from torch.optim import AdamW, Optimizer
 
 from quarterdeck.errors import InputError
+from quarterdeck.kernels.packed_attention import PackedLayout
 from quarterdeck.model import CohereForCausalLM
+from quarterdeck.training.attention import PackedAttention
 from quarterdeck.training.batches import Batches
 from quarterdeck.training.checkpoint import load, optimizer_tensors, restore_optimizer, save
 from quarterdeck.training.muon import Muon
-from quarterdeck.training.packing import PackedRows
+from quarterdeck.training.packing import PackedRows, PackedStream
 from quarterdeck.training.schedule import Budget, learning_rate_factor
 
 
@@ -52,19 +55,32 @@ class TrainingOptions:
     evaluate_every: int = 200
     save_every: float = 120.0
     compile: bool = False
+    bfloat16: bool | None = None
+    """Whether the passes are computed in bfloat16; None: where the device is fast at it."""
 
 
 IGNORED = -100
 """The target of a place that is not counted."""
 
 
-def make_optimizers(model: nn.Module, options: TrainingOptions) -> dict[str, Optimizer]:
-    """One optimizer for the matrices of the layers, one for embeddings and norms (which do not decay)."""
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products of bfloat16 have units of their own: tensor cores, or AMX on a CPU."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    amx = torch.cpu._is_amx_tile_supported()
+    return device.type == "cpu" and bool(amx)
+
+
+def make_optimizers(model: nn.Module, options: TrainingOptions, dtype: torch.dtype) -> dict[str, Optimizer]:
+    """One optimizer for the matrices of the layers, one for embeddings and norms (which do not decay).
+
+    Muon computes its directions in ``dtype``.
+    """
     named = list(model.named_parameters())
     matrices = [p for name, p in named if p.ndim == 2 and ".layers." in name]
     others = [p for name, p in named if not (p.ndim == 2 and ".layers." in name)]
     if options.matrix_optimizer == "muon":
-        first: Optimizer = Muon(matrices, lr=options.matrix_lr, weight_decay=options.weight_decay)
+        first: Optimizer = Muon(matrices, lr=options.matrix_lr, weight_decay=options.weight_decay, dtype=dtype)
     elif options.matrix_optimizer == "adamw":
         first = AdamW(
             matrices, lr=options.matrix_lr, weight_decay=options.weight_decay, betas=options.betas, foreach=True
@@ -142,9 +158,9 @@ class Trainer:
     ) -> None:
         self.model, self.batches, self.held_out, self.options, self.folder = model, batches, held_out, options, folder
         self.device = next(model.parameters()).device
-        self._autocast = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        self._autocast = fast_bfloat16(self.device) if options.bfloat16 is None else options.bfloat16
         self._loss = torch.compile(supervised_loss) if options.compile else supervised_loss
-        self.optimizers = make_optimizers(model, options)
+        self.optimizers = make_optimizers(model, options, torch.bfloat16 if self._autocast else torch.float32)
         self.progress = Progress()
         self._fresh: list[Tensor] = []
         folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +180,7 @@ class Trainer:
         done = self._done()
         self._set_learning_rate(done)
         packed = self.batches.batch(self.progress.step, self._progress_at)
-        rows = DeviceRows.of(packed, self.device)
+        rows = self._rows(packed)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
             loss = self._loss(self.model, rows)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
@@ -177,6 +193,15 @@ class Trainer:
         self.progress.supervised += len(packed.asked)
         self.progress.documents += packed.documents
         return loss.detach()
+
+    def _rows(self, packed: PackedRows, multiple: int = 512) -> DeviceRows:
+        """The batch on the device; the attention of streams is told where the documents are."""
+        attention = self.model.config.attn_implementation
+        if isinstance(attention, PackedAttention):
+            if not isinstance(packed, PackedStream):
+                raise InputError("PackedAttention trains on what pack_stream makes; these are rows of one length")
+            attention.layout = PackedLayout(torch.from_numpy(packed.layout))
+        return DeviceRows.of(packed, self.device, multiple)
 
     # ------------------------------------------------------------ the run
 
@@ -238,7 +263,7 @@ class Trainer:
         self.model.eval()
         scores = {}
         for name, packed in self.held_out.items():
-            rows = DeviceRows.of(packed, self.device, multiple=1)
+            rows = self._rows(packed, multiple=1)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
                 logits = supervised_logits(self.model, rows)
             loss = float(functional.cross_entropy(logits, rows.targets))

@@ -1,6 +1,6 @@
 """The mixture: which family the next example comes from, and an endless, repeatable stream of examples.
 
-    maker = BatchMaker(folder, seed=1, rows=8, length=1024)
+    maker = BatchMaker(folder, seed=1, packer=functools.partial(pack, rows=8, length=1024))
     maker(step=0, progress=0.0)         # the same PackedRows each time
 
 Batch `step` depends on the seed, the step and the progress alone, so any worker can make it, and a run that is
@@ -27,7 +27,7 @@ from quarterdeck.training.midshipman.languages import grounded_in_language, talk
 from quarterdeck.training.midshipman.natural import NaturalQuestions, Passage, read_passages, summary
 from quarterdeck.training.midshipman.talk import Knowledge, conversation, small_talk
 from quarterdeck.training.midshipman.tooling import ToolExamples
-from quarterdeck.training.packing import Ids, PackedRows, pack
+from quarterdeck.training.packing import Ids, PackedRows, Packer
 
 BOS_ID, END_ID, LAST_ORDINARY = 5, 8164, 8163
 
@@ -53,8 +53,8 @@ SHARES: Mapping[str, tuple[float, float]] = {
 
 
 def compact_share(progress: float) -> float:
-    """Which part of the prompts is compact: nine in ten at first, one in twenty in the last part."""
-    return max(0.05, 0.9 - 1.1 * progress)
+    """Which part of the prompts is compact: nine in ten in the first quarter, one in twenty in the last."""
+    return max(0.05, min(0.9, 1.3 - 1.65 * progress))
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,13 @@ class BatchMaker:
     Args:
         folder: what `prepare` made, with tokenizer.json.
         seed: of the stream.
-        rows, length: of a batch, in rows and tokens.
+        packer: makes a batch of the examples.
     """
 
-    def __init__(self, folder: Path, *, seed: int, rows: int, length: int) -> None:
+    def __init__(self, folder: Path, *, seed: int, packer: Packer) -> None:
         self._mixture = Mixture(Materials.read(folder))
         self._encoder = ExampleEncoder(read_tokenizer(folder))
-        self._seed, self._rows, self._length = seed, rows, length
+        self._seed, self._packer = seed, packer
 
     def encoded(self, step: int, progress: float) -> Iterator[Encoded]:
         """The examples that batch `step` is filled with."""
@@ -155,18 +155,16 @@ class BatchMaker:
 
     def __call__(self, step: int, progress: float) -> PackedRows:
         """Batch `step`."""
-        pairs = ((one.ids, one.supervised) for one in self.encoded(step, progress))
-        return pack(pairs, rows=self._rows, length=self._length)
+        return self._packer((one.ids, one.supervised) for one in self.encoded(step, progress))
 
 
-def held_out_rows(folder: Path, *, rows: int, length: int, seed: int = 0) -> dict[str, PackedRows]:
+def held_out_rows(folder: Path, packer: Packer, seed: int = 0) -> dict[str, PackedRows]:
     """A batch of fresh examples for every family, with full prompts: what the curves are drawn from."""
     mixture, encoder = Mixture(Materials.read(folder)), ExampleEncoder(read_tokenizer(folder))
     batches = {}
     for name in SHARES:
         inventor = Inventor(random.Random(f"held out {seed} {name}"))
-        pairs = _endless(mixture, encoder, name, inventor)
-        batches[name] = pack(pairs, rows=rows, length=length)
+        batches[name] = packer(_endless(mixture, encoder, name, inventor))
     return batches
 
 
