@@ -10,7 +10,8 @@ of decoding follow a prompt of the first length. A format's models are gone befo
 Formats: float32 and bf16 are the same tensors in both libraries; int8 is one scale per row (Q8_0, with one per 32
 weights, in llama.cpp; nncf's 8 bits in OpenVINO); int4 is 4.5 bits with one scale per 32 weights (Q4_0).
 Engines that are not installed are left out and named. Written to the folder: results.json, results.md, results.svg; a
-scratch folder beside it holds the files that the engines read (9 GB) and is removed.
+scratch folder beside it holds the files that the engines read (9 GB) and is removed. Versions, builds and settings of
+the engines, and the processor, stand below the table and in the JSON under "compared".
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compared import compared
 from engines import Engine, LlamaCpp, OpenVino, Quarterdeck, Transformers, make_weights
 from machine import gemm_rate, read_bandwidth
 from openvino_model import export
@@ -158,6 +160,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     limits = {"read_gb_per_second": read_bandwidth(), "float32_gflops": gemm_rate(), "threads": options.threads}
     rows: list[dict[str, Any]] = []
+    facts_of: dict[str, dict[str, Any]] = {}
     begin = time.perf_counter()
     with torch.no_grad():
         for kind in options.formats.split(","):
@@ -166,12 +169,14 @@ def main() -> None:
                 engines = list(engines_of(kind, options, Path(name)))
                 print(f"{kind}: {len(engines)} engines ready in {time.perf_counter() - made:.0f} s", flush=True)
                 rows += measure(kind, engines, options)
+                facts_of |= {engine.name: facts_of.get(engine.name, {}) | engine.facts for engine in engines}
                 while engines:
                     engines.pop().close()
                 gc.collect()
     missing = [package for package in ("llama_cpp", "openvino", "nncf") if not has(package)]
     shape = f"hidden {options.hidden}, {options.layers} layers, vocabulary {options.vocabulary}"
     facts = {"shape": shape, "limits": limits, "missing": missing, "seconds": time.perf_counter() - begin}
+    facts["compared"] = compared(facts_of)
     text = markdown(facts, rows)
     (options.out / "results.json").write_text(json.dumps(facts | {"rows": rows}, indent=2), encoding="utf-8")
     (options.out / "results.md").write_text(text, encoding="utf-8")

@@ -6,6 +6,7 @@ Each has the same weights in the same format, and starts from nothing at each `p
 from __future__ import annotations
 
 import ctypes
+import re
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,9 @@ import torch
 from torch import Tensor
 
 from quarterdeck import CohereConfig, CohereForCausalLM
+from quarterdeck.kernels import native
+
+_COMPILERS = re.compile(rb"GCC: \([^)\0]*\) [\d.]+|clang version [\w.~+-]+")
 
 
 class Engine(Protocol):
@@ -20,6 +24,8 @@ class Engine(Protocol):
 
     name: str
     weight_bytes: int
+    facts: dict[str, Any]
+    """What it is and how it was asked to run, for `compared`."""
 
     def prefill(self, ids: list[int]) -> int:
         """Reads a prompt from the start; the likeliest next token."""
@@ -39,6 +45,12 @@ class Quarterdeck:
 
     def __init__(self, model: CohereForCausalLM, chunk: int = 1024) -> None:
         self.name, self.weight_bytes = "quarterdeck", model.get_memory_footprint()
+        self.facts = {
+            "kernels": native.describe(),
+            "compiled by": ", ".join(compilers(Path(native.__file__).with_name("_native.so"))) or "unknown",
+            "flags": "as setup.py gives them to each level",
+            "prompts": f"{chunk} tokens at a time",
+        }
         self._model, self._chunk, self._cache = model, chunk, None
 
     @torch.inference_mode()
@@ -73,6 +85,7 @@ class Transformers:
         self._model.model.rotary_emb = rotary
         self._model.eval()
         self.name, self.weight_bytes, self._cache = "transformers", model.get_memory_footprint(), None
+        self.facts = {"attention": config._attn_implementation or "sdpa"}
 
     @torch.inference_mode()
     def prefill(self, ids: list[int]) -> int:
@@ -121,6 +134,11 @@ class LlamaCpp:
         count = getattr(llama_cpp, "llama_vocab_n_tokens", None) or llama_cpp.llama_n_vocab
         self._words = count(vocabulary)
         self.name, self.weight_bytes = "llama.cpp", int(llama_cpp.llama_model_size(self._model))
+        self.facts = {
+            "weights": "repacked" if repack else "not repacked",
+            "batch": f"{settings.n_batch}, {settings.n_ubatch} at a time",
+            "system": " ".join(llama_cpp.llama_print_system_info().decode().split()),
+        }
 
     def prefill(self, ids: list[int]) -> int:
         if hasattr(self._lib, "llama_memory_clear"):
@@ -159,6 +177,10 @@ class OpenVino:
         options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
         self._compiled = core.compile_model(path, "CPU", options)
         self._request = self._compiled.create_infer_request()
+        asked = ("INFERENCE_PRECISION_HINT", "EXECUTION_MODE_HINT", "KV_CACHE_PRECISION", "NUM_STREAMS")
+        said = {name: self._compiled.get_property(name) for name in asked}
+        names = {key: getattr(value, "to_string", value.__str__)() for key, value in said.items()}
+        self.facts = {"build": openvino.get_version()} | names
         self.name, self.weight_bytes = "openvino", path.with_suffix(".bin").stat().st_size
 
     def prefill(self, ids: list[int]) -> int:
@@ -174,6 +196,13 @@ class OpenVino:
 
     def close(self) -> None:
         del self._request, self._compiled
+
+
+def compilers(library: Path) -> list[str]:
+    """What a shared library says that it was compiled by; nothing if it does not say."""
+    if not library.is_file():
+        return []
+    return sorted({found.decode() for found in _COMPILERS.findall(library.read_bytes())})
 
 
 def likeliest(logits: Tensor) -> int:

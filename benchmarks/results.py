@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from compared import foot
+
 TARGETS = {
     ("int8", "decode", "llama.cpp"): 1.3,
     ("int4", "decode", "llama.cpp"): 1.3,
@@ -43,6 +45,7 @@ def markdown(facts: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         lines.append(f"| {kind} | {what} | {' | '.join(cells)} | {reading(own, limits['read_gb_per_second'])} |")
     if facts["missing"]:
         lines += ["", f"Not installed: {', '.join(facts['missing'])}."]
+    lines += ["", "What was compared:", "", *foot(facts["compared"])]
     return "\n".join(lines) + "\n"
 
 
