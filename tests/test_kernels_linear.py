@@ -209,6 +209,9 @@ def test_dense_is_pytorch_where_gradients_flow_or_rows_are_many() -> None:
     w = torch.nn.Parameter(weight(512, 600))
     dense.linear(activations(1, 600), w).sum().backward()
     assert w.grad is not None
+    bias = torch.nn.Parameter(torch.zeros(512))
+    dense.linear(activations(1, 600), w.detach(), bias).sum().backward()
+    assert torch.equal(bias.grad, torch.ones(512))
     x = activations(40, 600)
     assert torch.equal(dense.linear(x, w), torch.nn.functional.linear(x, w))
     with torch.no_grad():

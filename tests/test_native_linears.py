@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from parity import make_ours, random_ids
@@ -124,6 +125,34 @@ def test_compiled_traced_transformed_watched_and_autocast_are_pytorchs(calls: Ca
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # PyTorch's own first dual
+@pytest.mark.parametrize("part", ["input", "weight", "bias"])
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_tangents_are_pytorchs(part: str, with_gradients: bool, calls: Calls) -> None:
+    found = []
+    with torch.set_grad_enabled(with_gradients), forward_ad.dual_level():
+        for made in (linear(), linear(native_one=False)):
+            made.requires_grad_(False)
+            parts = {"input": drawn(1, COLUMNS).bfloat16(), "weight": made.weight.data, "bias": made.bias.data}
+            parts[part] = forward_ad.make_dual(parts[part], torch.ones_like(parts[part]))
+            x = parts.pop("input")
+            found.append(forward_ad.unpack_dual(torch.func.functional_call(made, parts, (x,))))
+    ours, plain = found
+    assert torch.equal(ours.primal, plain.primal)
+    assert plain.tangent is not None
+    assert torch.equal(ours.tangent, plain.tangent)
+    assert calls.count == 0
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # PyTorch's own first dual
+@torch.no_grad()
+def test_function_transforms_are_pytorchs() -> None:
+    ours, plain = linear(), linear(native_one=False)
+    x, tangent = drawn(1, COLUMNS).bfloat16(), drawn(1, COLUMNS, seed=1).bfloat16()
+    for one, other in zip(*(torch.func.jvp(made, (x,), (tangent,)) for made in (ours, plain)), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_errors_are_pytorchs() -> None:
     ours, plain = linear(), linear(native_one=False)
     for x in (drawn(1, COLUMNS), drawn(1, COLUMNS - 1).bfloat16(), drawn(1, COLUMNS).to("meta")):

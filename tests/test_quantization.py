@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from parity import make_ours, random_ids, relative_error
@@ -104,6 +105,28 @@ def test_gradients_are_those_of_the_weight_that_is_held(form: str) -> None:
     assert plain.grad is not None
     assert relative_error(x.grad, plain.grad) < 1e-5
     assert torch.allclose(module.bias.grad, bias.grad)  # type: ignore[arg-type]  # both have one
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # PyTorch's own first dual
+@pytest.mark.parametrize("with_gradients", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+def test_function_transforms_and_tangents_are_those_of_the_weight_that_is_held(form: str, with_gradients: bool) -> None:
+    module, weight = packed_linear(FORMS[form], 24, 70, bias=True)
+    assert module.bias is not None
+    bias = module.bias.detach()
+    x, tangent = torch.randn(5, 70), torch.randn(5, 70)
+    with torch.set_grad_enabled(with_gradients):
+        value, moved = torch.func.jvp(module, (x,), (tangent,))
+        assert torch.allclose(value, functional.linear(x, weight, bias), atol=1e-4)
+        assert torch.allclose(moved, tangent @ weight.T, atol=1e-4)
+        with forward_ad.dual_level():
+            dual = forward_ad.unpack_dual(module(forward_ad.make_dual(x, tangent)))
+        assert torch.allclose(dual.tangent, tangent @ weight.T, atol=1e-4)
+    ones = torch.ones(5, 24)
+    assert torch.allclose(torch.func.vjp(module, x)[1](ones)[0], ones @ weight, atol=1e-4)
+    rows = torch.func.vmap(module)(x)
+    assert torch.allclose(rows, functional.linear(x, weight, bias), atol=1e-4)
+    assert module(x).shape == (5, 24), "and afterwards it is what it was"
 
 
 # -- surgery -----------------------------------------------------------------------------------------------

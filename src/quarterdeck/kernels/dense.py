@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from quarterdeck.errors import InputError
+from quarterdeck.kernels.derivatives import is_transformed, wants_gradient
 from quarterdeck.kernels.native import level_for, packed_product
 from quarterdeck.kernels.rows import FLOAT_TYPES
 
@@ -32,7 +33,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, level: str 
 
     Sums are in float32 whatever the type. ``level`` forces an instruction set of
     :data:`quarterdeck.kernels.native.LEVELS`, at any number of rows, or ``"reference"``. Without it, PyTorch computes
-    where gradients flow, where rows are many or weights few, on other devices and for other types.
+    where derivatives are wanted, where rows are many or weights few, on other devices and for other types.
 
     Raises InputError where shapes or types do not fit together.
     """
@@ -45,7 +46,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, level: str 
         raise InputError(f"activations and bias must be on the weight's device, {weight.device}: move one to the other")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise InputError(f"bias is {list(bias.shape)}; it must be [{weight.shape[0]}]")
-    if level is None and not _is_ours(x, weight):
+    if level is None and not _is_ours(x, weight, bias):
         return functional.linear(x, weight, bias)
     number = level_for(x, level)
     if number is None or not weight.is_contiguous() or 0 in weight.shape or x.dtype not in FLOAT_TYPES:
@@ -53,11 +54,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, level: str 
     return packed_product("quarterdeck_dense_linear", number, x, weight.shape[0], (weight,), bias)
 
 
-def _is_ours(x: Tensor, weight: Tensor) -> bool:
-    """Whether the native product is the faster one, and no gradient is wanted of it."""
+def _is_ours(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the native product is the faster one, and no derivative is wanted of it."""
     if x.device.type != "cpu" or x.dtype not in FLOAT_TYPES or not weight.is_contiguous():
         return False
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    if wants_gradient(x, weight, bias) or is_transformed():
         return False
     few = 0 < x.numel() <= MOST_ROWS[x.dtype] * x.shape[-1]
     return few and weight.numel() >= LEAST_WEIGHTS and level_for(x, None) is not None

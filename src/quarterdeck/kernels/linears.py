@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quarterdeck.kernels import dense, native
+from quarterdeck.kernels.derivatives import is_transformed, wants_gradient
 
 TYPES = (torch.bfloat16, torch.float16)
 """Types of weights that PyTorch reads slowly; float32 it reads as fast as memory gives it."""
@@ -62,8 +63,8 @@ def _is_plain_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether nobody but the caller can tell how the product was computed, and its tensors are what they seem.
 
     :func:`quarterdeck.kernels.dense.linear` then decides by rows and size. A program that is compiled or traced, a
-    function transform, a mode that watches operators and autocast want PyTorch's own product; so do tensors of other
-    classes, and those that do not fit, for its error.
+    function transform, forward-mode differentiation, a mode that watches operators and autocast want PyTorch's own
+    product; so do tensors of other classes, and those that do not fit, for its error.
     """
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return False
@@ -72,7 +73,7 @@ def _is_plain_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         return False
     if weight.dtype not in TYPES or any(part.dtype != weight.dtype for part in parts) or not x.ndim:
         return False
-    if torch.is_grad_enabled() and any(part.requires_grad for part in parts):
+    if wants_gradient(*parts):
         return False
-    watched = torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active()
+    watched = torch._C._len_torch_dispatch_stack() or is_transformed()
     return not watched and not torch.is_autocast_enabled("cpu") and x.shape[-1] == weight.shape[-1]

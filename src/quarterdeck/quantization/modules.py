@@ -12,6 +12,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from quarterdeck.kernels.derivatives import is_transformed, wants_gradient
+from quarterdeck.kernels.weight_only import weight_only_reference
 from quarterdeck.quantization.formats import (
     PackedFormat,
     PackedWeight,
@@ -76,7 +78,11 @@ class PackedModule(nn.Module):
 
 
 class QuantizedLinear(PackedModule):
-    """``x @ weight.T + bias`` with a packed weight; its input and its bias can have gradients."""
+    """``x @ weight.T + bias`` with a packed weight; its input and its bias can have gradients.
+
+    Under transforms of ``torch.func`` and forward-mode differentiation it is PyTorch's product with the weight unpacked
+    for the time of the call: activations are then not rounded.
+    """
 
     def __init__(self, form: PackedFormat, out_features: int, in_features: int, bias: nn.Parameter | None) -> None:
         super().__init__(form, out_features, in_features)
@@ -91,7 +97,9 @@ class QuantizedLinear(PackedModule):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]`` in the type of ``x``."""
         bias = self.bias
-        if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        if is_transformed():
+            return weight_only_reference(x, self.dequantized(x.dtype), bias)
+        if wants_gradient(x, bias):
             return trainable_product(x, self.packed, bias)
         return product(x, self.packed, bias)
 
