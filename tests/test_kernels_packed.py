@@ -8,7 +8,7 @@ from torch import Tensor
 
 from quarterdeck.errors import InputError
 from quarterdeck.gguf.container import TYPES
-from quarterdeck.kernels import int4, int8
+from quarterdeck.kernels import int4, int8, native
 from quarterdeck.quantization.formats import Int4Format, Int8Format, PackedFormat
 from quarterdeck.quantization.loading import RoundingReceiver
 from quarterdeck.quantization.modules import QuantizedLinear
@@ -49,6 +49,51 @@ def test_a_memory_format_is_not_for_packed_tensors(form: PackedFormat) -> None:
     module.set_weight(made(32, 128), torch.device("cpu"))
     expected = module(made(3, 128))
     assert torch.equal(module.to(memory_format=torch.channels_last)(made(3, 128)), expected)
+
+
+def with_outliers(*columns: int) -> tuple[Tensor, Tensor]:
+    """Activations ``[32, 1024]`` and a weight with ``columns`` 30 times as large, whose inputs are as much smaller."""
+    x, weight = made(32, 1024, seed=1), made(160, 1024)
+    weight[:, columns] *= 30
+    x[:, columns] /= 30
+    return x, weight
+
+
+def lost(result: Tensor, exact: Tensor) -> float:
+    return float((result - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("columns", [range(100, 132), range(0, 1024, 128), [5]])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("level", native.LEVELS)
+def test_columns_of_outliers_cost_no_more_than_four_bits(level: str, symmetric: bool, columns: list[int]) -> None:
+    if level not in native.levels():
+        pytest.skip(native.describe())
+    x, weight = with_outliers(*columns)
+    exact, packed = x @ weight.T, int4.pack(*int4.quantize(weight, symmetric=symmetric))
+    error = lost(int4.linear_reference(x, packed), exact)
+    assert lost(int4.linear(x, packed, level=level), exact) < 1.05 * error
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_blocks_with_and_without_outliers_stand_side_by_side(symmetric: bool) -> None:
+    """Blocks of 16 rows are multiplied in one of two ways; which, must not depend on how threads share them."""
+    if not native.levels():
+        pytest.skip(native.describe())
+    x, weight = with_outliers(*range(100, 132))
+    weight[32:64, 100:132] /= 30
+    weight[144:, 100:132] /= 30
+    packed = int4.pack(*int4.quantize(weight, symmetric=symmetric))
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(int4.linear(x, packed))
+    finally:
+        torch.set_num_threads(before)
+    assert lost(results[0], int4.linear_reference(x, packed)) < 0.01
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

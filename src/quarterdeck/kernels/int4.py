@@ -149,7 +149,7 @@ def linear(x: Tensor, packed: Int4Weight, bias: Tensor | None = None, *, level: 
     if number is None:
         return (linear_in_parts if level is None else linear_reference)(x, packed, bias)
     tensors = (packed.data, packed.scale, packed.minimum)
-    return packed_product("quarterdeck_int4_linear", number, x, packed.rows, tensors, bias)
+    return packed_product("quarterdeck_group_linear", number, x, packed.rows, tensors, bias, 4, packed.group)
 
 
 def embedding(ids: Tensor, packed: Int4Weight, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -22,7 +22,7 @@ LEVELS = ("portable", "avx2", "avxvnni", "avx512", "amx")
 REFERENCE = "reference"
 """The name that forces the reference in PyTorch."""
 
-_ABI = 1
+_ABI = 2
 """What the library must say too, as it does where it was built from the sources beside this file."""
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -36,7 +36,7 @@ _SIGNATURES = {
     "quarterdeck_packed_forward": [c_int, c_int, c_void_p],
     "quarterdeck_packed_backward": [c_int, c_int, c_void_p],
     "quarterdeck_int8_linear": [*_PRODUCT, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p],
-    "quarterdeck_int4_linear": [*_PRODUCT, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p],
+    "quarterdeck_group_linear": [*_PRODUCT, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_int],
 }
 
 
@@ -100,16 +100,19 @@ def call(name: str, level: int, *arguments: object) -> None:
 
 
 def packed_product(
-    name: str, level: int, x: Tensor, rows: int, packed: tuple[Tensor | None, ...], bias: Tensor | None
+    name: str, level: int, x: Tensor, rows: int, packed: tuple[Tensor | None, ...], bias: Tensor | None, *form: int
 ) -> Tensor:
-    """``x`` ``[..., K]`` times a packed weight of ``rows`` rows by the library's function ``name``: ``[..., rows]``."""
+    """``x`` ``[..., K]`` times a packed weight of ``rows`` rows by the library's function ``name``: ``[..., rows]``.
+
+    ``form`` are the numbers that the function takes at the end.
+    """
     x = x.contiguous()
     bias = None if bias is None else bias.float().contiguous()
     output = x.new_empty(*x.shape[:-1], rows)
     count = output.numel() // rows
     sizes = (pointer(x), type_number(x), count, rows, x.shape[-1])
     if count:
-        call(name, level, *sizes, *(pointer(tensor) for tensor in packed), pointer(bias), pointer(output))
+        call(name, level, *sizes, *(pointer(tensor) for tensor in packed), pointer(bias), pointer(output), *form)
     return output
 
 

@@ -95,7 +95,6 @@ struct Call {
     const void* x;
     DType type;
     int64_t blocks_per_chunk;
-    bool four_bits;
 };
 
 const void* row_of(const Call& call, int64_t row) {
@@ -115,7 +114,7 @@ void product_chunk(void* context, int64_t chunk) {
     const int64_t blocks = (call.product.n + kBlockRows - 1) / kBlockRows;
     const int64_t first = chunk * call.blocks_per_chunk;
     const int64_t last = first + call.blocks_per_chunk < blocks ? first + call.blocks_per_chunk : blocks;
-    (call.four_bits ? call.level->int4 : call.level->int8)(call.product, first, last);
+    (call.product.bits ? call.level->groups : call.level->int8)(call.product, first, last);
 }
 
 // The level that multiplies `rows` rows best: a tile half empty is worth less than vectors.
@@ -145,9 +144,9 @@ int multiply(Call& call, int64_t rows, int threads) {
     x.rows = rows, x.columns = p.k, x.padded = p.padded;
     x.group = rows < kTileRows ? rows : kTileRows;
     x.slab = call.level->slabs ? slab_for(rows) : x.tiles();
-    x.offset = !call.four_bits && call.level->offset_rows;
+    x.offset = !p.bits && call.level->offset_rows;
     const int64_t stored = (rows + x.group - 1) / x.group * x.group;
-    const int64_t sums = call.four_bits ? rows * (p.padded / 32) : 0;
+    const int64_t sums = p.bits ? rows * (p.padded / 32) : 0;
     Scratch scratch(aligned(stored * p.padded) + aligned(rows * 4) + aligned(sums * 4));
     if (!scratch) return 1;
     x.data = scratch.take<int8_t>(stored * p.padded);
@@ -265,7 +264,7 @@ EXPORT const char* quarterdeck_level(int level) {
 }
 
 // Rises with every change of what these functions take; _ABI in native.py is the same number.
-EXPORT int quarterdeck_abi() { return 1; }
+EXPORT int quarterdeck_abi() { return 2; }
 
 EXPORT const char* quarterdeck_threads() { return thread_pool_name(); }
 
@@ -276,21 +275,22 @@ EXPORT int quarterdeck_int8_linear(int level, int threads, const void* x, int ty
                             void* out) {
     Call call{};
     call.chosen = level;
-    call.x = x, call.type = DType(type), call.four_bits = false;
+    call.x = x, call.type = DType(type);
     Product& p = call.product;
     p.weights = weights, p.scale = scale, p.row_sum = row_sum, p.bias = bias;
     p.n = n, p.k = k, p.padded = pad_columns(k), p.out = out, p.out_type = DType(type);
     return multiply_all(call, m, threads);
 }
 
-EXPORT int quarterdeck_int4_linear(int level, int threads, const void* x, int type, int64_t m, int64_t n, int64_t k,
-                            const uint8_t* weights, const uint16_t* scales, const uint16_t* minima, const float* bias,
-                            void* out) {
+// Weights in groups of `group` columns, of 4 or 8 `bits`; minima may be null.
+EXPORT int quarterdeck_group_linear(int level, int threads, const void* x, int type, int64_t m, int64_t n, int64_t k,
+                            const void* weights, const uint16_t* scales, const uint16_t* minima, const float* bias,
+                            void* out, int bits, int group) {
     Call call{};
     call.chosen = level;
-    call.x = x, call.type = DType(type), call.four_bits = true;
+    call.x = x, call.type = DType(type);
     Product& p = call.product;
-    p.weights = weights, p.scales = scales, p.minima = minima, p.bias = bias;
+    p.weights = weights, p.scales = scales, p.minima = minima, p.bias = bias, p.bits = bits, p.group = group;
     p.n = n, p.k = k, p.padded = pad_columns(k), p.out = out, p.out_type = DType(type);
     return multiply_all(call, m, threads);
 }

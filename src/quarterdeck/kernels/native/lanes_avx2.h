@@ -11,8 +11,10 @@ namespace {
 struct Lanes {
 #ifdef QUARTERDECK_AVX_VNNI
     static constexpr bool kOffset = true;
+    static constexpr int kRaised = 128;
 #else
     static constexpr bool kOffset = false;
+    static constexpr int kRaised = 0;
 #endif
     static constexpr int kMostRows = 4, kMostBlocks = 1, kUnroll = 16, kStrip = 1;
 
@@ -21,6 +23,7 @@ struct Lanes {
     struct Float { __m256 low, high; };
     struct Weights { __m256i low, high; };
     struct Nibbles { __m256i low, high; };
+    struct Bytes { __m256i low, high; };  // raised by kRaised
     struct Quad { __m256i bytes; };
 
     static Sum zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
@@ -29,6 +32,10 @@ struct Lanes {
 
     static __m256i load_bytes(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
     static Weights load(const int8_t* from) { return {load_bytes(from), load_bytes(from + 32)}; }
+    static Bytes load_raised(const int8_t* from) {
+        const __m256i flip = _mm256_set1_epi8(kRaised ? char(0x80) : 0);
+        return {_mm256_xor_si256(load_bytes(from), flip), _mm256_xor_si256(load_bytes(from + 32), flip)};
+    }
 
     static void load_nibbles(const uint8_t* from, Nibbles& low, Nibbles& high) {
         const __m256i mask = _mm256_set1_epi8(15);
@@ -47,6 +54,9 @@ struct Lanes {
     static Sum dot(Sum sum, Weights w, Quad quad) {
         return {_mm256_dpbusd_avx_epi32(sum.low, quad.bytes, w.low), _mm256_dpbusd_avx_epi32(sum.high, quad.bytes, w.high)};
     }
+    static Sum dot(Sum sum, Bytes w, Quad quad) {
+        return {_mm256_dpbusd_avx_epi32(sum.low, w.low, quad.bytes), _mm256_dpbusd_avx_epi32(sum.high, w.high, quad.bytes)};
+    }
     static Part dot(Part sum, Nibbles w, Quad quad) {
         return {_mm256_dpbusd_avx_epi32(sum.low, w.low, quad.bytes), _mm256_dpbusd_avx_epi32(sum.high, w.high, quad.bytes)};
     }
@@ -61,6 +71,7 @@ struct Lanes {
     static Sum dot(Sum sum, Weights w, Quad quad) {
         return {signed_dot(sum.low, w.low, quad.bytes), signed_dot(sum.high, w.high, quad.bytes)};
     }
+    static Sum dot(Sum sum, Bytes w, Quad quad) { return dot(sum, Weights{w.low, w.high}, quad); }
     static Part dot(Part sum, Nibbles w, Quad quad) {
         return {_mm256_add_epi16(sum.low, _mm256_maddubs_epi16(w.low, quad.bytes)),
                 _mm256_add_epi16(sum.high, _mm256_maddubs_epi16(w.high, quad.bytes))};

@@ -10,6 +10,7 @@ namespace {
 
 struct Lanes {
     static constexpr bool kOffset = true;  // vpdpbusd: unsigned activations times signed weights
+    static constexpr int kRaised = 128;    // or signed activations times weights that were made unsigned
     static constexpr int kMostRows = 8, kMostBlocks = 3, kUnroll = 16, kStrip = 4;
 
     using Sum = __m512i;
@@ -17,6 +18,7 @@ struct Lanes {
     using Float = __m512;
     struct Weights { __m512i bytes; };
     struct Nibbles { __m512i bytes; };
+    struct Bytes { __m512i bytes; };
     struct Quad { __m512i bytes; };
 
     static Sum zero() { return _mm512_setzero_si512(); }
@@ -24,6 +26,10 @@ struct Lanes {
     static Float zero_float() { return _mm512_setzero_ps(); }
 
     static Weights load(const int8_t* from) { return {_mm512_loadu_si512(from)}; }
+
+    static Bytes load_raised(const int8_t* from) {
+        return {_mm512_xor_si512(_mm512_loadu_si512(from), _mm512_set1_epi8(char(0x80)))};
+    }
 
     static void load_nibbles(const uint8_t* from, Nibbles& low, Nibbles& high) {
         const __m512i mask = _mm512_set1_epi8(15);
@@ -39,6 +45,7 @@ struct Lanes {
     }
 
     static Sum dot(Sum sum, Weights weights, Quad quad) { return _mm512_dpbusd_epi32(sum, quad.bytes, weights.bytes); }
+    static Sum dot(Sum sum, Bytes weights, Quad quad) { return _mm512_dpbusd_epi32(sum, weights.bytes, quad.bytes); }
     static Part dot(Part part, Nibbles weights, Quad quad) {
         return {_mm512_dpbusd_epi32(part.sum, weights.bytes, quad.bytes)};
     }

@@ -10,6 +10,7 @@ namespace {
 
 struct Lanes {
     static constexpr bool kOffset = false;
+    static constexpr int kRaised = 0;
     static constexpr int kMostRows = 4, kMostBlocks = 1, kUnroll = 4, kStrip = 2;
 
     struct Sum { int32_t lane[16]; };
@@ -17,6 +18,7 @@ struct Lanes {
     struct Float { float lane[16]; };
     struct Weights { int8_t byte[64]; };
     struct Nibbles { uint8_t byte[64]; };
+    using Bytes = Weights;
     struct Quad { int8_t byte[4]; };
 
     static Sum zero() { return Sum{}; }
@@ -28,6 +30,8 @@ struct Lanes {
         std::memcpy(weights.byte, from, 64);
         return weights;
     }
+
+    static Bytes load_raised(const int8_t* from) { return load(from); }
 
     static void load_nibbles(const uint8_t* from, Nibbles& low, Nibbles& high) {
         for (int i = 0; i < 64; ++i) low.byte[i] = from[i] & 15, high.byte[i] = from[i] >> 4;

@@ -1,5 +1,6 @@
 // AMX: products with many rows. All else goes to the level below: one stream of weights is all that memory gives.
 #include "lanes_avx512.h"
+#include "group_tiles.h"
 #include "linear.h"
 #include "quantize.h"
 #include "scratch.h"
@@ -104,13 +105,20 @@ void int8_tiles(const Product& p, int64_t first, int64_t last) {
 // (value * scale + minimum + 1/2) >> 7 fits 16 bits.
 constexpr float kFraction = 128.0f;
 
-// The step of each of a block's 16 rows, and its inverse times kFraction.
-void row_steps(const Product& p, int64_t block, float* step, float* inverse) {
-    const int64_t groups = p.padded / (p.minima ? 64 : 32);
+// Rounding a group to steps adds (step / scale)^2 of the variance that rounding to 4 bits has left. Where the mean over
+// a block's groups is above this, as where some columns are far larger than the others, all scales are kept.
+constexpr float kMostAdded = 0.1f;
+
+// The step of each of a block's 16 rows, and its inverse times kFraction; whether such steps are fine enough.
+bool row_steps(const Product& p, int64_t block, float* step, float* inverse) {
+    const int64_t groups = p.padded / p.group;
     const uint16_t* scales = p.scales + block * groups * kBlockRows;
-    __m512 largest = _mm512_setzero_ps();
+    __m512 largest = _mm512_setzero_ps(), fineness = _mm512_setzero_ps();  // the latter: the sum of 1 / scale^2
     for (int64_t g = 0; g < groups; ++g) {
         const __m512 scale = Lanes::load_half(scales + g * kBlockRows);
+        const __mmask16 any = _mm512_cmp_ps_mask(scale, _mm512_setzero_ps(), _CMP_NEQ_OQ);
+        const __m512 per_step = _mm512_maskz_rcp14_ps(any, scale);
+        fineness = _mm512_fmadd_ps(per_step, per_step, fineness);
         if (p.minima) {
             const __m512 least = Lanes::load_half(p.minima + (block * groups + g) * kBlockRows);
             const __m512 most = _mm512_fmadd_ps(scale, _mm512_set1_ps(15.0f), least);
@@ -122,6 +130,9 @@ void row_steps(const Product& p, int64_t block, float* step, float* inverse) {
     _mm512_store_ps(step, _mm512_div_ps(largest, _mm512_set1_ps(127.0f)));
     const __mmask16 some = _mm512_cmp_ps_mask(largest, _mm512_set1_ps(kLeast), _CMP_GT_OQ);
     _mm512_store_ps(inverse, _mm512_maskz_div_ps(some, _mm512_set1_ps(127.0f * kFraction), largest));
+    const __m512 steps = _mm512_div_ps(largest, _mm512_set1_ps(127.0f));
+    const __m512 added = _mm512_mul_ps(_mm512_mul_ps(steps, steps), fineness);
+    return _mm512_reduce_add_ps(added) <= kMostAdded * float(groups * kBlockRows);
 }
 
 // Both 16-bit halves of each lane.
@@ -137,7 +148,7 @@ inline __m512i round_bytes(__m512i even, __m512i odd, __m512i scale, __m512i min
 
 // `count` tiles of one block, from `tile` on, to int8 in the order of blocks.
 void to_int8(const Product& p, int64_t block, int64_t tile, int64_t count, const float* inverse, int8_t* out) {
-    const int64_t columns = p.minima ? 64 : 32, groups = p.padded / columns;
+    const int64_t columns = p.group, groups = p.padded / columns;
     const uint8_t* from = static_cast<const uint8_t*>(p.weights) + block * kBlockRows * p.padded / 2 + tile * 512;
     const int64_t first = tile * kBlockColumns / columns, last = (tile + count) * kBlockColumns / columns;
     const __m512 factor = _mm512_load_ps(inverse);
@@ -164,20 +175,15 @@ void to_int8(const Product& p, int64_t block, int64_t tile, int64_t count, const
     }
 }
 
-void int4_tiles(const Product& p, int64_t first, int64_t last) {
+// Blocks [first, last) with the steps of their rows, and those inverse.
+void rounded_tiles(const Product& p, int64_t first, int64_t last, const float* step, const float* inverse) {
     Product rounded = p;  // the same product with weights in 8 bits
     Walk walk{rounded, first, last, nullptr};
-    const int64_t panel = p.x.slab_width(0) * kTileBytes, rows = (last - first) * kBlockRows;
-    Scratch scratch(walk.sums_bytes() + 2 * aligned(rows * sizeof(float)) + 2 * panel);
+    const int64_t panel = p.x.slab_width(0) * kTileBytes;
+    Scratch scratch(walk.sums_bytes() + 2 * panel);
     if (!scratch) return out_of_memory(p);
     walk.sums = scratch.take<char>(walk.sums_bytes());
-    float* const step = scratch.take<float>(rows);
-    float* const inverse = scratch.take<float>(rows);
     int8_t* const weights = scratch.take<int8_t>(2 * panel);
-    for (int64_t block = first; block < last; ++block) {
-        const int64_t row = (block - first) * kBlockRows;
-        row_steps(p, block, step + row, inverse + row);
-    }
     rounded.scale = step - first * kBlockRows;
     rounded.row_sum = nullptr;
     const Tiles configured;
@@ -201,10 +207,37 @@ void int4_tiles(const Product& p, int64_t first, int64_t last) {
     finish_all(walk);
 }
 
+// Whether a block is rounded depends on its scales alone, so that results do not vary with the number of threads.
+void int4_tiles(const Product& p, int64_t first, int64_t last) {
+    const int64_t rows = (last - first) * kBlockRows;
+    Scratch scratch(2 * aligned(rows * sizeof(float)) + aligned(last - first));
+    if (!scratch) return out_of_memory(p);
+    float* const step = scratch.take<float>(rows);
+    float* const inverse = scratch.take<float>(rows);
+    bool* const fine = scratch.take<bool>(last - first);
+    for (int64_t i = 0; i < last - first; ++i) {
+        fine[i] = row_steps(p, first + i, step + i * kBlockRows, inverse + i * kBlockRows);
+    }
+    for (int64_t i = 0, end; i < last - first; i = end) {
+        for (end = i + 1; end < last - first && fine[end] == fine[i];) ++end;
+        if (fine[i]) {
+            rounded_tiles(p, first + i, first + end, step + i * kBlockRows, inverse + i * kBlockRows);
+        } else {
+            with_form(p, [&](auto form) { group_tiles<decltype(form)>(p, first + i, first + end); });
+        }
+    }
+}
+
+// Weights in 8 bits are so fine that another rounding would add as much error again.
+void tiles_of_groups(const Product& p, int64_t first, int64_t last) {
+    if (p.bits == 4) return int4_tiles(p, first, last);
+    with_form(p, [&](auto form) { group_tiles<decltype(form)>(p, first, last); });
+}
+
 }  // namespace
 
 const Level* level_amx() {
-    static const Level level = {"amx", false, true, quantize_row, int8_tiles, int4_tiles, nullptr, nullptr};
+    static const Level level = {"amx", false, true, quantize_row, int8_tiles, tiles_of_groups, nullptr, nullptr};
     return &level;
 }
 

@@ -8,7 +8,7 @@
 namespace quarterdeck {
 
 const Level* level_avxvnni() {
-    static const Level level = {"avxvnni", Lanes::kOffset, false, quantize_row, int8_product, int4_product,
+    static const Level level = {"avxvnni", Lanes::kOffset, false, quantize_row, int8_product, group_product,
                                 dense_product, attend_piece};
     return &level;
 }

@@ -7,7 +7,7 @@
 namespace quarterdeck {
 
 const Level* level_portable() {
-    static const Level level = {"portable", Lanes::kOffset, false, quantize_row, int8_product, int4_product,
+    static const Level level = {"portable", Lanes::kOffset, false, quantize_row, int8_product, group_product,
                                 dense_product, attend_piece};
     return &level;
 }

@@ -84,52 +84,80 @@ void int8_tile(const Product& p, int64_t row, int64_t block) {
     }
 }
 
-// The same for weights in 4 bits; sums of a group of columns are scaled into float32.
-template <int R, bool Symmetric>
-void int4_tile(const Product& p, int64_t row, int64_t block) {
-    constexpr int kGroup = Symmetric ? 32 : 64;
+// A weight whose columns are in groups with a scale each, and a minimum where it has minima.
+template <int Bits, int Group, bool Minima>
+struct Form {
+    static constexpr int kBits = Bits, kGroup = Group;
+    static constexpr bool kMinima = Minima;
+    // what is added to each value to make it unsigned, where it needs be
+    static constexpr int kRaised = Minima ? 0 : Bits == 4 ? 8 : Lanes::kRaised;
+};
+
+template <class Visit>
+void with_form(const Product& p, Visit visit) {
+    if (p.bits == 8) return visit(Form<8, 32, false>());
+    if (!p.minima) return visit(Form<4, 32, false>());
+    if (p.group == 32) return visit(Form<4, 32, true>());
+    visit(Form<4, 64, true>());
+}
+
+// R rows by 32 columns of a block; `weights` advances.
+template <int Bits, int R>
+inline void add_columns(const uint8_t*& weights, const int8_t* x, Lanes::Sum (&sum)[R]) {
+    if constexpr (Bits == 4) {
+        Lanes::Part part[R];
+        for (int r = 0; r < R; ++r) part[r] = Lanes::zero_part();
+#pragma GCC unroll 4
+        for (int pair = 0; pair < 4; ++pair, weights += 64) {
+            Lanes::Nibbles low, high;
+            Lanes::load_nibbles(weights, low, high);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) {
+                const int8_t* quads = x + r * kBlockColumns + pair * 8;
+                part[r] = Lanes::dot(part[r], low, Lanes::quad(quads));
+                part[r] = Lanes::dot(part[r], high, Lanes::quad(quads + 4));
+            }
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) sum[r] = Lanes::add(sum[r], part[r]);
+    } else {
+#pragma GCC unroll 8
+        for (int q = 0; q < 8; ++q, weights += 64) {
+            const Lanes::Bytes bytes = Lanes::load_raised(reinterpret_cast<const int8_t*>(weights));
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) sum[r] = Lanes::dot(sum[r], bytes, Lanes::quad(x + r * kBlockColumns + q * 4));
+        }
+    }
+}
+
+// R activation rows by one block of weights in groups; sums of a group are scaled into float32.
+template <int R, class F>
+void group_tile(const Product& p, int64_t row, int64_t block) {
     Lanes::Float total[R];
     for (int r = 0; r < R; ++r) total[r] = Lanes::zero_float();
-    const int64_t groups = p.padded / kGroup;
-    const uint8_t* weights = static_cast<const uint8_t*>(p.weights) + block * kBlockRows * p.padded / 2;
+    const int64_t groups = p.padded / F::kGroup, halves = p.padded / 32;
+    const uint8_t* weights = static_cast<const uint8_t*>(p.weights) + block * kBlockRows * p.padded * F::kBits / 8;
     const uint16_t* scales = p.scales + block * groups * kBlockRows;
-    const uint16_t* minima = Symmetric ? nullptr : p.minima + block * groups * kBlockRows;
+    const uint16_t* minima = F::kMinima ? p.minima + block * groups * kBlockRows : nullptr;
     const int8_t* rows = first_of(p.x, row);
-    const int32_t* group_sum = p.x.group_sum + row * (p.padded / 32);
+    const int32_t* group_sum = p.x.group_sum + row * halves;
     for (int64_t g = 0; g < groups; ++g) {
         Lanes::Sum sum[R];
         for (int r = 0; r < R; ++r) sum[r] = Lanes::zero();
-        const int8_t* x = rows + g * kGroup / kBlockColumns * kBlockColumns * p.x.group + g * kGroup % kBlockColumns;
+        const int64_t column = g * F::kGroup;
+        const int8_t* x = rows + column / kBlockColumns * kBlockColumns * p.x.group + column % kBlockColumns;
 #pragma GCC unroll 2
-        for (int half = 0; half < kGroup / 32; ++half) {
-            Lanes::Part part[R];
-            for (int r = 0; r < R; ++r) part[r] = Lanes::zero_part();
-#pragma GCC unroll 4
-            for (int pair = 0; pair < 4; ++pair) {
-                Lanes::Nibbles low, high;
-                Lanes::load_nibbles(weights + pair * 64, low, high);
-#pragma GCC unroll 8
-                for (int r = 0; r < R; ++r) {
-                    const int8_t* quads = x + r * kBlockColumns + half * 32 + pair * 8;
-                    part[r] = Lanes::dot(part[r], low, Lanes::quad(quads));
-                    part[r] = Lanes::dot(part[r], high, Lanes::quad(quads + 4));
-                }
-            }
-#pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) sum[r] = Lanes::add(sum[r], part[r]);
-            weights += 256;
-        }
+        for (int half = 0; half < F::kGroup / 32; ++half) add_columns<F::kBits>(weights, x + half * 32, sum);
         const Lanes::Float scale = Lanes::load_half(scales + g * kBlockRows);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-            const int32_t* sums = group_sum + r * (p.padded / 32) + g * (kGroup / 32);
-            if (Symmetric) {
-                const Lanes::Sum centred = Lanes::add(sum[r], -8 * sums[0]);
-                total[r] = Lanes::multiply_add(Lanes::to_float(centred), scale, total[r]);
-            } else {
-                total[r] = Lanes::multiply_add(Lanes::to_float(sum[r]), scale, total[r]);
+            const int32_t* sums = group_sum + r * halves + g * (F::kGroup / 32);
+            if constexpr (F::kRaised) sum[r] = Lanes::add(sum[r], -F::kRaised * sums[0]);
+            total[r] = Lanes::multiply_add(Lanes::to_float(sum[r]), scale, total[r]);
+            if constexpr (F::kMinima) {
                 const Lanes::Float minimum = Lanes::load_half(minima + g * kBlockRows);
-                total[r] = Lanes::multiply_add(minimum, float(sums[0] + sums[1]), total[r]);
+                const int32_t all = F::kGroup == 32 ? sums[0] : sums[0] + sums[1];
+                total[r] = Lanes::multiply_add(minimum, float(all), total[r]);
             }
         }
     }
@@ -169,33 +197,32 @@ void int8_blocks(const Product& p, int64_t block) {
     for (; block < last; ++block) int8_blocks<1>(p, block);
 }
 
-template <int R>
-void int4_rows(const Product& p, int64_t row, int64_t block) {
-    if constexpr (R <= Lanes::kMostRows) {
-        if (p.minima) {
-            int4_tile<R, false>(p, row, block);
-        } else {
-            int4_tile<R, true>(p, row, block);
-        }
-    }
+template <int R, class F>
+void group_rows(const Product& p, int64_t row, int64_t block) {
+    if constexpr (R <= Lanes::kMostRows) group_tile<R, F>(p, row, block);
 }
 
-[[maybe_unused]] void int4_product(const Product& p, int64_t first, int64_t last) {
+template <class F>
+void group_blocks(const Product& p, int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {
         for (int64_t row = 0; row < p.x.rows; row += Lanes::kMostRows) {
             const int64_t rows = p.x.rows - row < Lanes::kMostRows ? p.x.rows - row : Lanes::kMostRows;
             switch (rows) {
-                case 1: int4_rows<1>(p, row, block); break;
-                case 2: int4_rows<2>(p, row, block); break;
-                case 3: int4_rows<3>(p, row, block); break;
-                case 4: int4_rows<4>(p, row, block); break;
-                case 5: int4_rows<5>(p, row, block); break;
-                case 6: int4_rows<6>(p, row, block); break;
-                case 7: int4_rows<7>(p, row, block); break;
-                default: int4_rows<8>(p, row, block); break;
+                case 1: group_rows<1, F>(p, row, block); break;
+                case 2: group_rows<2, F>(p, row, block); break;
+                case 3: group_rows<3, F>(p, row, block); break;
+                case 4: group_rows<4, F>(p, row, block); break;
+                case 5: group_rows<5, F>(p, row, block); break;
+                case 6: group_rows<6, F>(p, row, block); break;
+                case 7: group_rows<7, F>(p, row, block); break;
+                default: group_rows<8, F>(p, row, block); break;
             }
         }
     }
+}
+
+[[maybe_unused]] void group_product(const Product& p, int64_t first, int64_t last) {
+    with_form(p, [&](auto form) { group_blocks<decltype(form)>(p, first, last); });
 }
 
 }  // namespace

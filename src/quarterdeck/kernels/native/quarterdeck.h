@@ -42,10 +42,12 @@ struct Rows8 {
 // One product y = x W^T + bias.
 struct Product {
     const void* weights;
-    const float* scale;        // int8: per row
-    const int32_t* row_sum;    // int8: per row
-    const uint16_t* scales;    // int4: float16 [N / 16][columns / group][16]
-    const uint16_t* minima;    // int4, asymmetric: as scales; otherwise null
+    const float* scale;        // one scale for a row: per row
+    const int32_t* row_sum;    // the same
+    int32_t bits;              // of a weight in groups: 4 or 8; 0 where a row has one scale
+    int32_t group;             // columns that share a scale: 32, or 64 (4 bits with minima)
+    const uint16_t* scales;    // groups: float16 [N / 16][columns / group][16]
+    const uint16_t* minima;    // 4 bits, asymmetric: as scales; otherwise null
     const float* bias;         // may be null
     int64_t n, k, padded;      // rows and columns of the weight, columns with padding
     void* out;                 // [m, n]
@@ -108,7 +110,7 @@ struct Level {
     void (*quantize)(const void* x, DType type, const Rows8& rows, int64_t row);
     // all rows of x times blocks [first, last) of 16 rows of weights
     void (*int8)(const Product& product, int64_t first, int64_t last);
-    void (*int4)(const Product& product, int64_t first, int64_t last);
+    void (*groups)(const Product& product, int64_t first, int64_t last);
     // rows [first, last) of the weights
     void (*dense)(const DenseProduct& product, int64_t first, int64_t last);
     // positions [first, last) of a segment, counted within it; `work` has room for attend_floats(...)
