@@ -26,6 +26,7 @@ from quarterdeck.model import CohereForCausalLM
 from quarterdeck.training.attention import PackedAttention
 from quarterdeck.training.batches import Batches, LocalBatches, WorkerBatches
 from quarterdeck.training.curves import write_curves
+from quarterdeck.training.layers import join_layers
 from quarterdeck.training.midshipman import vocabulary
 from quarterdeck.training.midshipman.mixture import BatchMaker, held_out_rows
 from quarterdeck.training.packing import Packer, pack, pack_stream
@@ -138,6 +139,8 @@ def make_trainer(args: argparse.Namespace, batches: Batches) -> Trainer:
     fields = architecture(args.size, args.logit_scale)
     model = build_model(fields, args.seed).to(args.device)
     model.config.attn_implementation = PackedAttention() if args.attention == "packed" else args.attention
+    if args.attention == "packed":
+        join_layers(model)
     options = TrainingOptions(
         Budget(steps=args.steps, minutes=args.minutes),
         matrix_optimizer=args.matrix_optimizer,

@@ -95,6 +95,6 @@ def _work(build: Callable[[], MakeRows], pipe: Connection) -> None:
     while True:
         try:
             step, progress = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # closed by the trainer, before or while a batch lies in the pipe
             return
         pipe.send(make(step, progress))

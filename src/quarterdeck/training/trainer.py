@@ -32,6 +32,7 @@ from quarterdeck.model import CohereForCausalLM
 from quarterdeck.training.attention import PackedAttention
 from quarterdeck.training.batches import Batches
 from quarterdeck.training.checkpoint import load, optimizer_tensors, restore_optimizer, save
+from quarterdeck.training.cross_entropy import IGNORED, linear_cross_entropy
 from quarterdeck.training.muon import Muon
 from quarterdeck.training.packing import PackedRows, PackedStream
 from quarterdeck.training.schedule import Budget, learning_rate_factor
@@ -57,10 +58,6 @@ class TrainingOptions:
     compile: bool = False
     bfloat16: bool | None = None
     """Whether the passes are computed in bfloat16; None: where the device is fast at it."""
-
-
-IGNORED = -100
-"""The target of a place that is not counted."""
 
 
 def fast_bfloat16(device: torch.device) -> bool:
@@ -117,20 +114,30 @@ class DeviceRows:
         return cls(*((one.pin_memory() if pinned else one).to(device, non_blocking=pinned) for one in tensors))
 
 
-def supervised_logits(model: CohereForCausalLM, rows: DeviceRows) -> Tensor:
-    """Logits ``[K, V]`` of the supervised places alone, scaled by the model's `logit_scale`, in float32.
+def supervised_states(model: CohereForCausalLM, rows: DeviceRows) -> tuple[Tensor, Tensor]:
+    """Of the supervised places alone: final states ``[K, E]`` times `logit_scale`, and the head ``[V, E]``.
 
-    The scale is applied to the hidden states, which is the same product and touches 40 times less memory.
+    Both in the type in which products are computed; their product is the logits, scaled.
     """
-    states = model.model(input_ids=rows.ids, position_ids=rows.positions, use_cache=False)
-    picked = states.last_hidden_state.flatten(0, 1).index_select(0, rows.asked) * model.config.logit_scale
-    logits: Tensor = model.lm_head(picked).float()
-    return logits
+    states = model.model(input_ids=rows.ids, position_ids=rows.positions, use_cache=False).last_hidden_state
+    picked = states.flatten(0, 1).index_select(0, rows.asked) * model.config.logit_scale
+    kind = picked.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else picked.dtype
+    return picked.to(dtype), model.lm_head.weight.to(dtype)
+
+
+def supervised_logits(model: CohereForCausalLM, rows: DeviceRows) -> Tensor:
+    """Logits ``[K, V]`` of the supervised places alone, scaled by the model's `logit_scale`, in float32."""
+    states, head = supervised_states(model, rows)
+    return (states @ head.T).float()
 
 
 def supervised_loss(model: CohereForCausalLM, rows: DeviceRows) -> Tensor:
     """Mean cross entropy in nats over the supervised tokens."""
-    return functional.cross_entropy(supervised_logits(model, rows), rows.targets, ignore_index=IGNORED)
+    states, head = supervised_states(model, rows)
+    if states.device.type == "cpu":
+        return linear_cross_entropy(states, head, rows.targets)
+    return functional.cross_entropy((states @ head.T).float(), rows.targets, ignore_index=IGNORED)
 
 
 @dataclass
