@@ -1,7 +1,7 @@
 """Weights in 4 bits with a 16-bit scale per group of columns, times activations that are rounded to 8 bits.
 
-Two layouts, 4.5 bits per weight each. Symmetric, in groups of 32: weight = (value - 8) * scale. Asymmetric, in groups
-of 64: weight = value * scale + minimum. Values are 0 to 15; scales and minima are float16.
+Symmetric, in groups of 32: weight = (value - 8) * scale, 4.5 bits per weight. Asymmetric, in groups of 64 or 32:
+weight = value * scale + minimum, 4.5 or 5 bits. Values are 0 to 15; scales and minima are float16.
 
 Nibbles stand in the order of blocks of :mod:`quarterdeck.kernels.rows`, two neighbouring quads of columns sharing
 bytes: ``data[b, p, r, c]`` is ``value[b, 2p, r, c] + 16 * value[b, 2p + 1, r, c]``.
@@ -24,15 +24,18 @@ from quarterdeck.kernels.rows import (
     QUAD,
     finished,
     pack_blocks,
+    pack_groups,
     padded_columns,
     quantize_rows,
     row_parts,
     unpack_blocks,
+    unpack_groups,
 )
 from quarterdeck.kernels.weight_only import weight_only_linear
 
 SYMMETRIC_GROUP = 32
 ASYMMETRIC_GROUP = 64
+"""What is made where nothing else is asked for; asymmetric weights may have groups of 32 as well."""
 
 
 class Int4Weight(NamedTuple):
@@ -49,11 +52,12 @@ class Int4Weight(NamedTuple):
 
     @property
     def group(self) -> int:
-        """Columns that share a scale."""
-        return SYMMETRIC_GROUP if self.minimum is None else ASYMMETRIC_GROUP
+        """Columns that share a scale, as the number of scales tells."""
+        small = self.minimum is None or self.scale.shape[1] * SYMMETRIC_GROUP == padded_columns(self.columns)
+        return SYMMETRIC_GROUP if small else ASYMMETRIC_GROUP
 
 
-def quantize(weight: Tensor, *, symmetric: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def quantize(weight: Tensor, *, symmetric: bool, group: int | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Round a floating weight ``[N, K]`` to nearest: what :func:`pack` takes.
 
     Symmetric: the value of largest magnitude in a group becomes -8, so that all 16 values are used. Asymmetric: the
@@ -64,7 +68,7 @@ def quantize(weight: Tensor, *, symmetric: bool) -> tuple[Tensor, Tensor, Tensor
     lose precision; those under 2**-25 become zero.
     """
     check_matrix(weight, "weight", floating=True)
-    group = SYMMETRIC_GROUP if symmetric else ASYMMETRIC_GROUP
+    group = _group(group, symmetric)
     rows, columns = weight.shape
     groups = pad(weight.float(), (0, -columns % group), mode="replicate").view(rows, -1, group)
     if symmetric:
@@ -81,19 +85,19 @@ def quantize(weight: Tensor, *, symmetric: bool) -> tuple[Tensor, Tensor, Tensor
     return values.contiguous(), scale, minimum
 
 
-def pack(values: Tensor, scale: Tensor, minimum: Tensor | None) -> Int4Weight:
+def pack(values: Tensor, scale: Tensor, minimum: Tensor | None, *, group: int | None = None) -> Int4Weight:
     """Pack uint8 values ``[N, K]`` in [0, 15], float16 scales ``[N, ceil(K / group)]`` and, if asymmetric, minima.
 
-    The group is 32 where ``minimum`` is ``None`` and 64 otherwise. InputError where parts do not fit together or scales
-    or minima are not finite.
+    The group is 32 where ``minimum`` is ``None``, and otherwise 64 unless 32 is given. InputError where parts do not
+    fit together or scales or minima are not finite.
     """
     check_matrix(values, "values", dtype=torch.uint8, limits=(0, 15))
     rows, columns = values.shape
-    group = SYMMETRIC_GROUP if minimum is None else ASYMMETRIC_GROUP
+    group = _group(group, minimum is None)
     blocks = pack_blocks(values)
     data = blocks[:, 0::2] | blocks[:, 1::2] << 4
-    packed_scale = _pack_groups(scale, "scale", rows, columns, group)
-    packed_minimum = None if minimum is None else _pack_groups(minimum, "minimum", rows, columns, group)
+    packed_scale = pack_groups(scale, "scale", rows, columns, group)
+    packed_minimum = None if minimum is None else pack_groups(minimum, "minimum", rows, columns, group)
     _check_finite(packed_scale, packed_minimum, lambda: "they came so")
     return Int4Weight(data, packed_scale, packed_minimum, rows, columns)
 
@@ -102,8 +106,9 @@ def unpack(packed: Int4Weight) -> tuple[Tensor, Tensor, Tensor | None]:
     """What was packed: values, scales, minima."""
     nibbles = torch.stack((packed.data & 15, packed.data >> 4), dim=2)  # [N/16, Q/2, 2, 16, 4]
     values = unpack_blocks(nibbles.flatten(1, 2), packed.rows, packed.columns)
-    minimum = None if packed.minimum is None else _unpack_groups(packed.minimum, packed)
-    return values, _unpack_groups(packed.scale, packed), minimum
+    sizes = packed.rows, packed.columns, packed.group
+    minimum = None if packed.minimum is None else unpack_groups(packed.minimum, *sizes)
+    return values, unpack_groups(packed.scale, *sizes), minimum
 
 
 def dequantize(packed: Int4Weight) -> Tensor:
@@ -163,6 +168,15 @@ def embedding(ids: Tensor, packed: Int4Weight, dtype: torch.dtype = torch.float3
     return rows[..., : packed.columns].to(dtype)
 
 
+def _group(asked: int | None, symmetric: bool) -> int:
+    """The group that is asked for, or the usual one; InputError where there is none of that size."""
+    sizes = (SYMMETRIC_GROUP,) if symmetric else (ASYMMETRIC_GROUP, SYMMETRIC_GROUP)
+    if asked not in (None, *sizes):
+        kind = "symmetric" if symmetric else "asymmetric"
+        raise InputError(f"group is {asked}; {kind} 4-bit weights have groups of {' or '.join(map(str, sizes))}")
+    return asked or sizes[0]
+
+
 def _dequantize(values: Tensor, scale: Tensor, minimum: Tensor | None, group: int) -> Tensor:
     """``[..., K]`` with ``[..., ceil(K / group)]`` to float32 ``[..., K]``."""
     columns = values.shape[-1]
@@ -180,25 +194,6 @@ def _check_finite(scale: Tensor, minimum: Tensor | None, reason: Callable[[], st
                 f"4-bit {name} hold infinities or NaNs, {reason()}; float16 holds up to 65504 "
                 "(weights of 8 times that where symmetric): use int8, or name the layer in modules_to_not_convert"
             )
-
-
-def _pack_groups(numbers: Tensor, name: str, rows: int, columns: int, group: int) -> Tensor:
-    """``[N, ceil(K / group)]`` to float16 ``[ceil(N / 16), groups, 16]``, zero outside."""
-    expected = (rows, -(-columns // group))
-    if tuple(numbers.shape) != expected or numbers.dtype != torch.float16:
-        raise InputError(
-            f"{name} is {numbers.dtype} {list(numbers.shape)}; values [{rows}, {columns}] in groups of {group} "
-            f"need float16 {list(expected)}"
-        )
-    groups = padded_columns(columns) // group
-    padded = pad(numbers, (0, groups - expected[1], 0, -rows % BLOCK_ROWS))
-    return padded.view(-1, BLOCK_ROWS, groups).transpose(1, 2).contiguous()
-
-
-def _unpack_groups(numbers: Tensor, packed: Int4Weight) -> Tensor:
-    """The inverse of :func:`_pack_groups`."""
-    flat = numbers.transpose(1, 2).flatten(0, 1)
-    return flat[: packed.rows, : -(-packed.columns // packed.group)].contiguous()
 
 
 def _check_parts(packed: Int4Weight) -> None:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from quarterdeck.errors import InputError
+
 BLOCK_ROWS = 16
 BLOCK_COLUMNS = 64
 QUAD = 4
@@ -55,6 +57,28 @@ def unpack_blocks(data: Tensor, rows: int, columns: int) -> Tensor:
     """The inverse of :func:`pack_blocks`."""
     blocks = data.transpose(1, 2)  # [N/16, 16, Q, 4]
     return blocks.reshape(blocks.shape[0] * BLOCK_ROWS, -1)[:rows, :columns].contiguous()
+
+
+def pack_groups(numbers: Tensor, name: str, rows: int, columns: int, group: int) -> Tensor:
+    """A number for each group of columns, ``[N, ceil(K / group)]``, to float16 ``[ceil(N / 16), groups, 16]``.
+
+    Zero outside. InputError calls the numbers by their ``name`` where they do not fit a weight ``[rows, columns]``.
+    """
+    expected = (rows, -(-columns // group))
+    if tuple(numbers.shape) != expected or numbers.dtype != torch.float16:
+        raise InputError(
+            f"{name} is {numbers.dtype} {list(numbers.shape)}; values [{rows}, {columns}] in groups of {group} "
+            f"need float16 {list(expected)}"
+        )
+    groups = padded_columns(columns) // group
+    padded = pad(numbers, (0, groups - expected[1], 0, -rows % BLOCK_ROWS))
+    return padded.view(-1, BLOCK_ROWS, groups).transpose(1, 2).contiguous()
+
+
+def unpack_groups(numbers: Tensor, rows: int, columns: int, group: int) -> Tensor:
+    """The inverse of :func:`pack_groups`."""
+    flat = numbers.transpose(1, 2).flatten(0, 1)
+    return flat[:rows, : -(-columns // group)].contiguous()
 
 
 def finished(output: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
