@@ -145,6 +145,23 @@ def test_what_differs_from_the_defaults_of_all_configurations(case: str) -> None
     assert CohereConfig(**fields).to_diff_dict() == theirs
 
 
+@pytest.mark.parametrize("case", ["defaults", *SWITCHES])
+def test_texts_with_and_without_the_defaults_of_all_configurations(case: str, tmp_path: Path) -> None:
+    fields = TINY if case == "defaults" else TINY | SWITCHES[case]
+    ours, theirs = CohereConfig(**fields), transformers.CohereConfig(**fields)
+    path = tmp_path / "x.json"
+    for use_diff in (True, False):
+        texts = [json.loads(one.to_json_string(use_diff=use_diff)) for one in (ours, theirs)]
+        if use_diff:
+            del texts[1]["transformers_version"]
+            assert texts[0] == texts[1]
+        assert texts[0].items() <= texts[1].items()
+        assert ("tie_word_embeddings" in texts[0]) == ("tie_word_embeddings" in texts[1])
+        ours.to_json_file(path, use_diff=use_diff)
+        assert path.read_text() == ours.to_json_string(use_diff)
+    assert ours.to_json_string() == ours.to_json_string(use_diff=True)
+
+
 def test_files_of_any_name(tmp_path: Path) -> None:
     config = CohereConfig(**TINY, rope_scaling=LINEAR, dtype="float16", extra=[1])
     path = tmp_path / "mine.json"

@@ -220,25 +220,26 @@ class ConfigFiles:
         return cls.from_dict(read_json(path))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Write ``config.json`` into ``save_directory``, which is made if it is not there."""
+        """Write ``config.json`` with all fields into ``save_directory``, which is made if it is not there."""
         folder = Path(save_directory)
         if folder.is_file():
             raise InputError(f"'{folder}' is a file; give a folder to write config.json into, or use to_json_file")
         folder.mkdir(parents=True, exist_ok=True)
-        self.to_json_file(folder / "config.json")
+        self.to_json_file(folder / "config.json", use_diff=False)
 
-    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
+    def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
         """Write :meth:`to_json_string` under any name; an earlier file is replaced as a whole or not at all."""
         path = Path(json_file_path)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(self.to_json_string(), encoding="utf-8")
+        partial.write_text(self.to_json_string(use_diff), encoding="utf-8")
         partial.replace(path)
 
-    def to_json_string(self) -> str:
-        """The text of ``config.json``."""
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """JSON of :meth:`to_diff_dict`, or without ``use_diff`` of :meth:`to_dict`."""
         if callable(self.hidden_act):
             raise ConfigError("hidden_act is a function, which a file cannot hold; use one of the names")
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        values = self.to_diff_dict() if use_diff else self.to_dict()
+        return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     @classmethod
     def preset(cls, name: str) -> Self:
