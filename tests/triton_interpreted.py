@@ -136,6 +136,14 @@ def test_attention_of_one_token(dtype: torch.dtype, heads: int, groups: int, pla
     assert not ours[0].any()
 
 
+class Asked(StaticCache):
+    """Notes the layers that it attends for."""
+
+    def attend(self, layer_idx: int, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
+        self.asked = [*getattr(self, "asked", []), layer_idx]
+        return super().attend(layer_idx, *arguments, **options)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "fields", [{"num_key_value_heads": 2, "use_qk_norm": True}, {"hidden_act": "gelu", "attention_bias": True}]
@@ -152,10 +160,11 @@ def test_a_fused_model_is_the_plain_one(dtype: torch.dtype, fields: dict[str, An
     truth = plain(ids, attention_mask=mask).logits
     real = mask.bool()
     assert relative_error(fused(ids, attention_mask=mask).logits[real], truth[real]) < 2 * LIMITS[dtype]
-    cache = StaticCache(fused.config, 16)
+    cache = Asked(fused.config, 16)
     fused(ids[:, :4], attention_mask=mask[:, :4], past_key_values=cache)
     step = fused(ids[:, 4:], attention_mask=mask, past_key_values=cache).logits
     assert relative_error(step, truth[:, 4:]) < 2 * LIMITS[dtype]
+    assert cache.asked == [0, 0], "the cache attends, as it may do by itself"
 
 
 def test_gradients_go_through_the_plain_layers() -> None:

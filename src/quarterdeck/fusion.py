@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from quarterdeck.errors import InputError
 from quarterdeck.kernels import triton
+from quarterdeck.kernels.derivatives import is_transformed
 from quarterdeck.kernels.rows import FLOAT_TYPES
 from quarterdeck.model import CohereAttention, CohereDecoderLayer, CohereLayerNorm
 from quarterdeck.model_inputs import LayerInputs
@@ -46,11 +47,11 @@ class FusedAttention(CohereAttention):
         if self.spec.rotary:
             query, key = rotate(query, key, *shared.tables)
         query, key = query.transpose(1, 2), key.transpose(1, 2)
-        if shared.cache is not None:
-            key, value = shared.cache.update(key, value, self.layer_idx, shared.cache_position)
-        mask = shared.masks[self.spec.attention_window]
         dropout = self.attention_dropout if self.training else 0.0
-        output, weights = shared.attend(query, key, value, mask, scale=self.scaling, dropout=dropout)
+        window = self.spec.attention_window
+        output, weights = shared.attended(
+            self.layer_idx, query, key, value, window=window, scale=self.scaling, dropout=dropout
+        )
         return self.o_proj(output.transpose(1, 2).flatten(2)), weights
 
 
@@ -101,7 +102,7 @@ def fuse_model(model: ModelT) -> ModelT:
 
 def _fits(x: Tensor) -> bool:
     """Whether kernels can take the place of PyTorch's functions."""
-    is_traced = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    is_traced = torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed()
     return not is_traced and x.dtype in FLOAT_TYPES and triton.usable(x)
 
 
