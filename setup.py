@@ -1,7 +1,8 @@
 """Builds the native kernels as one plain shared library, loaded through ctypes: no tie to Python's or torch's ABI.
 
 Each source file is compiled with the flags of its instruction set; those that the compiler does not know are left
-out. Where there is no compiler, or it fails, the package is installed without the library, works through PyTorch, and
+out. The library holds the C++ library, so that it runs on older systems too, as far as their C library goes. Where
+there is no compiler, or it fails, the package is installed without the library, works through PyTorch, and
 ``quarterdeck env`` tells the reason, which is written where the library would be.
 
     python setup.py build_ext --inplace     builds it again in a checkout
@@ -24,6 +25,7 @@ from setuptools.command.build_ext import build_ext
 
 NATIVE = Path("src/quarterdeck/kernels/native")
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-pthread"]
+STATIC = ["-static-libstdc++", "-Wl,--exclude-libs,ALL", "-Wl,--gc-sections"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, *"-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512".split()]
 LEVELS = {
@@ -72,11 +74,14 @@ class BuildNative(build_ext):
 
 
 class PlatformWheel(bdist_wheel):
-    """A wheel for any Python 3 on this platform."""
+    """A wheel for any Python 3: on this platform, or on all of them where it holds no library."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        """As the base class says, but without Python's ABI."""
-        return "py3", "none", super().get_tag()[2]
+        """Asked when all is built, and before what the wheel says of itself is written."""
+        built = any(path.endswith(".so") for path in self.get_finalized_command("build_ext").get_outputs())
+        platform_tag = super().get_tag()[2]
+        self.root_is_pure = not built
+        return "py3", "none", platform_tag if built else "any"
 
 
 def build_library(library: Path) -> None:
@@ -98,8 +103,22 @@ def build_library(library: Path) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(compile_one, sources, objects))
         made = str(Path(folder, "library.so"))
-        run([*compiler, "-shared", "-pthread", *objects, "-o", made, "-ldl"])
+        link(compiler, objects, made)
         put(Path(made), library)
+
+
+def link(compiler: list[str], objects: list[str], made: str) -> None:
+    """Make the shared library, with the C++ library inside it where the compiler can.
+
+    It then runs where that is older or missing. What it defines stays hidden, so that PyTorch's copy is not met, and
+    what is not used is left out, since parts of it want the newest C library. libgcc stays outside: it would want that
+    too, and every system has one.
+    """
+    command = [*compiler, "-shared", "-pthread", *objects, "-o", made, "-ldl"]
+    try:
+        run([*command, *STATIC])
+    except subprocess.CalledProcessError:  # no such options, or no static library
+        run(command)
 
 
 def put(made: Path, target: Path) -> None:

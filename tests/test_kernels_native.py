@@ -6,6 +6,7 @@ import ctypes
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -90,33 +91,75 @@ def test_a_compiler_that_fails_leaves_a_reason(tmp_path: Path) -> None:
     assert "false" in (built / "_native.txt").read_text()
 
 
-def build_in_place(folder: Path, compiler: str) -> list[str]:
-    """Build a copy of the checkout with a compiler made of a shell script: what lies beside its sources then."""
+def copy_of_the_checkout(folder: Path) -> Path:
+    """As little of the checkout as builds: the folder of the kernels in it."""
+    if not (ROOT / "setup.py").is_file():
+        pytest.skip("no checkout")
+    package = folder / "src" / "quarterdeck"
+    shutil.copytree(ROOT / "src" / "quarterdeck" / "kernels" / "native", package / "kernels" / "native")
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("__init__.py", "_version.py", "py.typed", "kernels/__init__.py"):
+        shutil.copy(ROOT / "src" / "quarterdeck" / name, package / name)
+    return package / "kernels"
+
+
+def setup_py(folder: Path, compiler: str, *command: str) -> None:
+    """Run a command of setup.py with a compiler made of a shell script."""
     script = folder / "compiler"
     script.write_text(f"#!/bin/sh\n{compiler}\n")
     script.chmod(0o755)
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     environment = {"PATH": "/usr/bin:/bin", "CXX": str(script), "PYTHONUTF8": "1"}
-    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", *command], cwd=folder, env=environment, check=True, capture_output=True
+    )
+
+
+def build_in_place(folder: Path, compiler: str) -> list[str]:
+    """What lies beside the sources after a build in place."""
+    setup_py(folder, compiler, "build_ext", "--inplace")
     return [path.name for path in (folder / "src" / "quarterdeck" / "kernels").glob("_native*")]
 
 
+COMPILES = 'while [ "$1" != -o ]; do shift; done; echo made > "$2"'
+
+
 def test_building_in_place_leaves_the_library_or_the_reason(tmp_path: Path) -> None:
-    if not (ROOT / "setup.py").is_file():
-        pytest.skip("no checkout")
-    kernels = tmp_path / "src" / "quarterdeck" / "kernels"
-    shutil.copytree(ROOT / "src" / "quarterdeck" / "kernels" / "native", kernels / "native")
-    shutil.copy(ROOT / "setup.py", tmp_path)
-    (tmp_path / "pyproject.toml").write_text(
-        "[project]\nname = 'quarterdeck'\nversion = '0'\n[tool.setuptools.packages.find]\nwhere = ['src']\n"
-    )
+    kernels = copy_of_the_checkout(tmp_path)
     (kernels / "_native.so").write_text("of an earlier build")
     # what a compiler says need not be UTF-8
     assert build_in_place(tmp_path, "printf 'erreur \\351trange' >&2; exit 1") == ["_native.txt"]
     assert (kernels / "_native.txt").read_text(encoding="utf-8") == "erreur \ufffdtrange\n"
-    assert build_in_place(tmp_path, 'while [ "$1" != -o ]; do shift; done; echo made > "$2"') == ["_native.so"]
+    assert build_in_place(tmp_path, COMPILES) == ["_native.so"]
     assert (kernels / "_native.so").read_text() == "made\n"
     assert build_in_place(tmp_path, "exit 1") == ["_native.txt"]
+
+
+def test_the_cpp_library_is_inside_where_the_compiler_can(tmp_path: Path) -> None:
+    copy_of_the_checkout(tmp_path)
+    told = f'echo "$@" >> {tmp_path}/commands\n'
+    assert build_in_place(tmp_path, told + COMPILES) == ["_native.so"]
+    assert "-static-libstdc++" in (tmp_path / "commands").read_text().splitlines()[-1]
+    refuses = 'case "$*" in *-static-libstdc++*) exit 1;; esac\n'
+    assert build_in_place(tmp_path, told + refuses + COMPILES) == ["_native.so"]
+    tried, linked = (tmp_path / "commands").read_text().splitlines()[-2:]
+    assert "-static-libstdc++" in tried
+    assert "-static" not in linked
+
+
+@pytest.mark.parametrize("compiler", [COMPILES, "exit 1"], ids=["built", "not built"])
+def test_a_wheel_holds_no_sources_and_is_for_all_platforms_without_a_library(tmp_path: Path, compiler: str) -> None:
+    copy_of_the_checkout(tmp_path)
+    setup_py(tmp_path, compiler, "bdist_wheel", "--dist-dir", "out")
+    (wheel,) = (tmp_path / "out").iterdir()
+    with zipfile.ZipFile(wheel) as file:
+        held = {name for name in file.namelist() if name.startswith("quarterdeck/")}
+        (about,) = (file.read(name).decode() for name in file.namelist() if name.endswith("/WHEEL"))
+    native_part = "_native.so" if compiler == COMPILES else "_native.txt"
+    python = {f"quarterdeck/{name}" for name in ("__init__.py", "_version.py", "py.typed", "kernels/__init__.py")}
+    assert held == python | {f"quarterdeck/kernels/{native_part}"}
+    assert wheel.name.endswith("-py3-none-any.whl") == (native_part == "_native.txt")
+    assert f"Root-Is-Purelib: {'true' if native_part == '_native.txt' else 'false'}" in about
 
 
 def test_the_librarys_own_threads_do_the_same(tmp_path: Path) -> None:
