@@ -9,7 +9,7 @@
 namespace quarterdeck {
 namespace {
 
-constexpr int64_t kQueriesOfItem = 256;  // forward: keys are laid out anew for each
+constexpr int64_t kQueriesOfItem = 256;  // forward, where documents are few: keys are laid out anew for each
 constexpr int64_t kShares = 32;          // backward: documents on one prefix go together up to this part of all work
 
 struct Costed {
@@ -142,11 +142,13 @@ int forward(PackedCall& call, int threads) {
     const PackedAttention& a = call.attention;
     std::vector<const PackedDocument*> documents;
     for (int64_t i = 0; i < a.count; ++i) documents.push_back(a.documents + i);
+    const bool enough = a.count * a.key_heads >= 16 * threads;
     for (const PackedDocument*& d : documents) {
-        for (int64_t first = 0; first < d->length(); first += kQueriesOfItem) {
-            const int64_t last = std::min(first + kQueriesOfItem, d->length());
-            for (int64_t head = 0; head < a.key_heads; ++head) {
-                call.items.push_back({{&d, 1, head, first, last, nullptr, nullptr}, cost_of(*d, first, last)});
+        const int64_t cost = cost_of(*d, 0, d->length()), most = enough ? d->length() : kQueriesOfItem;
+        for (int64_t first = 0; first < d->length(); first += most) {
+            for (int64_t head = 0; head < a.key_heads; ++head) {  // of one document together: its tokens are near
+                const int64_t last = std::min(first + most, d->length());
+                call.items.push_back({{&d, 1, head, first, last, nullptr, nullptr}, cost});
             }
         }
     }

@@ -114,11 +114,19 @@ inline void write_columns(const float* columns, const float* factors, void* out,
     }
 }
 
+// Rows of a contiguous [tokens, heads, width].
+inline Taken out_rows(const PackedAttention& a, const void* data, int64_t token, int64_t head, int64_t count) {
+    return Taken({data, a.heads * a.width, a.width}, a.type, token, head, count);
+}
+
 template <class P>
 void forward_queries(const PackedAttention& a, const PackedDocument& document, int64_t head, int64_t query,
-                     int64_t count, PackedForward<P>& work, const PackedKeys<P>& prefix, const PackedKeys<P>& own) {
+                     int64_t item_last, PackedForward<P>& work, const PackedKeys<P>& prefix, const PackedKeys<P>& own) {
+    const int64_t count = least(kQueries, item_last - query);
     const int64_t queries = packed_padded(count), token = document.begin + query;
     P::take_columns(Taken(a.query, a.type, token, head, count), a.type, a.width, work.columns);
+    fetch(Taken(a.query, a.type, token, head, item_last - query), a.type, a.width, kQueries, kQueries);
+    fetch(out_rows(a, a.out, token, head, count), a.type, a.width, 0, kQueries);
     std::memset(work.result, 0, a.width * kQueries * sizeof(float));
     for (int64_t i = 0; i < kQueries; ++i) work.largest[i] = kLowest, work.sum[i] = 0.0f;
     for (int64_t key = 0; key < prefix.count;) {
@@ -166,7 +174,7 @@ bool forward_item(const PackedAttention& a, const PackedItem& item) {
     const int64_t sharing = a.heads / a.key_heads;
     for (int64_t head = item.key_head * sharing; head < (item.key_head + 1) * sharing; ++head) {
         for (int64_t query = item.first; query < item.last; query += kQueries) {
-            forward_queries(a, document, head, query, least(kQueries, item.last - query), work, parts[0], parts[1]);
+            forward_queries(a, document, head, query, item.last, work, parts[0], parts[1]);
         }
     }
     return true;
@@ -252,6 +260,11 @@ void backward_queries(const PackedAttention& a, const PackedDocument& document, 
     P::take_columns(grads, a.type, a.width, work.grad_columns);
     P::take_right(grads, a.type, a.width, work.grad_right);
     std::memset(work.grad_query, 0, a.width * kQueries * sizeof(float));
+    const int64_t left = document.length() - query;
+    fetch(Taken(a.query, a.type, token, head, left), a.type, a.width, kQueries, kQueries);
+    fetch(Taken(a.grad, a.type, token, head, left), a.type, a.width, kQueries, kQueries);
+    fetch(out_rows(a, a.out, token, head, left), a.type, a.width, kQueries, kQueries);
+    fetch(out_rows(a, a.grad_query, token, head, count), a.type, a.width, 0, kQueries);
     for (int64_t i = 0; i < kQueries; ++i) {  // queries that are not there have weights of almost zero
         work.sum[i] = i < count ? a.sums[head * a.tokens + token + i] : -kLowest;
         work.product[i] = 0.0f;

@@ -62,8 +62,9 @@ struct TileProducts {
     static __m512i narrow(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
     // left tiles [rows / 16][width / 32]
-    static void take_rows(const Taken& from, DType, int64_t width, uint16_t* to) {
+    static void take_rows(const Taken& from, DType type, int64_t width, uint16_t* to) {
         for (int64_t row = 0; row < packed_padded(from.count); row += 16) {
+            fetch(from, type, width, row + kAhead, 16);
             for (int64_t c = 0; c < width; c += 32, to += kTile) {
                 for (int64_t r = 0; r < 16; ++r) {
                     _mm512_storeu_si512(to + r * 32, _mm512_loadu_si512(row_of(from, row + r) + c));
@@ -72,8 +73,9 @@ struct TileProducts {
         }
     }
     // right tiles [rows / 16][width / 32]: rows as columns
-    static void take_columns(const Taken& from, DType, int64_t width, uint16_t* to) {
+    static void take_columns(const Taken& from, DType type, int64_t width, uint16_t* to) {
         for (int64_t row = 0; row < packed_padded(from.count); row += 16) {
+            fetch(from, type, width, row + kAhead, 16);
             for (int64_t c = 0; c < width; c += 32, to += kTile) {
                 __m512i rows[16];
                 for (int64_t r = 0; r < 16; ++r) rows[r] = _mm512_loadu_si512(row_of(from, row + r) + c);
@@ -90,8 +92,9 @@ struct TileProducts {
         }
     }
     // right tiles [rows / 32][width / 16]
-    static void take_right(const Taken& from, DType, int64_t width, uint16_t* to) {
+    static void take_right(const Taken& from, DType type, int64_t width, uint16_t* to) {
         for (int64_t row = 0; row < packed_padded(from.count); row += 32) {
+            fetch(from, type, width, row + kAhead, 32);
             for (int64_t c = 0; c < width; c += 16, to += kTile) {
                 __m512i pairs[16];
                 take_pairs(from, row, c, pairs);
@@ -100,8 +103,9 @@ struct TileProducts {
         }
     }
     // left tiles [rows / 32][width / 16]: 16 channels by 32 rows
-    static void take_transposed(const Taken& from, DType, int64_t width, uint16_t* to) {
+    static void take_transposed(const Taken& from, DType type, int64_t width, uint16_t* to) {
         for (int64_t row = 0; row < packed_padded(from.count); row += 32) {
+            fetch(from, type, width, row + kAhead, 32);
             for (int64_t c = 0; c < width; c += 16, to += kTile) {
                 __m512i pairs[16];
                 take_pairs(from, row, c, pairs);
