@@ -9,7 +9,8 @@ import torch
 from gguf_support import random_raw
 from quarterdeck.errors import InputError
 from quarterdeck.gguf.container import TYPES
-from quarterdeck.weights.gguf_blocks import WRITABLE, dequantize, quantize, split_q4_0
+from quarterdeck.kernels import int4, int8_groups
+from quarterdeck.weights.gguf_blocks import WRITABLE, dequantize, quantize, split_q4_0, split_q4_1, split_q8_0
 
 gguf = pytest.importorskip("gguf")
 
@@ -51,6 +52,23 @@ def test_q4_0_is_split_without_loss() -> None:
     assert values.dtype == torch.uint8
     assert int(values.max()) == 15
     assert torch.equal(again, dequantize(raw, TYPES["Q4_0"]))
+
+
+@pytest.mark.parametrize("columns", [32, 96, 512])
+def test_packed_blocks_are_the_references_to_the_last_bit(columns: int) -> None:
+    for name, packed, dequantized in (
+        ("Q4_0", lambda raw: int4.pack(*split_q4_0(raw), None), int4.dequantize),
+        ("Q4_1", lambda raw: int4.pack(*split_q4_1(raw), group=32), int4.dequantize),
+        ("Q8_0", lambda raw: int8_groups.pack(*split_q8_0(raw)), int8_groups.dequantize),
+    ):
+        raw = random_raw(name, 37, columns)
+        expected = gguf.quants.dequantize(raw.numpy(), theirs(name))
+        weight = packed(raw)
+        assert np.array_equal(dequantized(weight).numpy(), expected), name
+        x = torch.randn(20, columns, generator=torch.Generator().manual_seed(1))
+        found = (int8_groups if name == "Q8_0" else int4).linear(x, weight)
+        wanted = x.double() @ torch.from_numpy(expected).double().T
+        assert (found - wanted).norm() < 0.03 * wanted.norm(), name
 
 
 def test_what_cannot_be_written_is_refused() -> None:

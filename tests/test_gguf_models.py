@@ -1,7 +1,8 @@
-"""Models from GGUF files: their numbers are those that the `gguf` package reads, and ``Q4_0`` runs in its 4 bits."""
+"""Models from GGUF files: their numbers are those that the `gguf` package reads, and types that can run packed do."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ pytest_plugins = ["checkpoint_fixtures"]
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 K_MIX = dict(zip(LINEARS, ("Q4_K", "Q5_K", "Q6_K", "Q3_K", "Q2_K", "Q4_K", "Q6_K"), strict=True))
-PLAIN_MIX = dict(zip(LINEARS, ("Q4_1", "Q5_0", "Q5_1", "Q8_0", "F32", "Q8_0", "Q4_1"), strict=True))
+FIVES = dict(zip(LINEARS, ("Q5_1", "Q5_0", "Q5_1", "Q5_0", "F32", "Q5_0", "Q5_1"), strict=True))
+PACKED_MIX = dict(zip(LINEARS, ("Q4_1", "Q8_0", "Q4_0", "Q8_0", "Q8_0", "Q8_0", "Q4_1"), strict=True))
 IDS = torch.tensor([[5, 9, 33, 2, 40]])
 
 
@@ -49,7 +51,7 @@ def check_weights(model: Any, expected: dict[str, np.ndarray]) -> None:
         assert np.array_equal(found[name].numpy(), values), name
 
 
-@pytest.mark.parametrize("kinds", [K_MIX | {"embed_tokens": "Q6_K"}, PLAIN_MIX | {"embed_tokens": "Q8_0"}])
+@pytest.mark.parametrize("kinds", [K_MIX | {"embed_tokens": "Q6_K"}, FIVES | {"embed_tokens": "Q5_0"}])
 def test_blocks_become_the_numbers_that_they_stand_for(tmp_path: Path, kinds: dict[str, str]) -> None:
     kinds = {name: kind for name, kind in kinds.items() if kind != "F32"}
     expected = foreign_file(tmp_path / "x.gguf", kinds, use_qk_norm=True)
@@ -72,6 +74,50 @@ def test_q4_0_runs_in_its_4_bits_without_loss(tmp_path: Path) -> None:
     assert len(packed_modules(base)) == len(packed_modules(model)) == 14
 
 
+@pytest.mark.parametrize(
+    ("kinds", "config"),
+    [
+        (dict.fromkeys((*LINEARS, "embed_tokens"), "Q8_0"), QuantizationConfig("int8", group_size=32)),
+        (
+            dict.fromkeys(LINEARS, "Q4_1") | {"embed_tokens": "Q6_K"},
+            QuantizationConfig("int4", False, 32, embeddings=False, head=False),
+        ),
+        (
+            PACKED_MIX | {"embed_tokens": "Q4_1"},
+            QuantizationConfig(
+                "int8",
+                group_size=32,
+                module_formats=(
+                    ("down_proj", "int4-asymmetric-32"), ("embed_tokens", "int4-asymmetric-32"),
+                    ("lm_head", "int4-asymmetric-32"), ("q_proj", "int4-asymmetric-32"), ("v_proj", "int4"),
+                ),
+            ),
+        ),
+    ],
+    ids=["Q8_0", "Q4_1", "mixed"],
+)  # fmt: skip
+def test_types_of_32_columns_run_as_they_are(tmp_path: Path, kinds: dict[str, str], config: QuantizationConfig) -> None:
+    """Weights equal the package's to the last bit; products differ by what rounding activations to 8 bits does."""
+    expected = foreign_file(tmp_path / "x.gguf", kinds)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "x.gguf")
+    assert model.quantization == config
+    check_weights(model, expected)
+    state = {name: torch.from_numpy(values) for name, values in expected.items()}
+    plain = copy.copy(model.config)
+    del plain.quantization_config
+    full = AutoModelForCausalLM.from_pretrained(None, config=plain, state_dict=state)
+    assert full.quantization is None
+    assert (logits(model) - logits(full)).norm() < 0.03 * logits(full).norm()
+    packed = {name: module for name, module in packed_modules(model).items() if name != "lm_head"}  # which is tied
+    stored = sum(tensor.nbytes for module in packed.values() for tensor in module.tensors.values())
+    numbers = sum(full.get_parameter(f"{name}.weight").numel() for name in packed)
+    assert stored * 8 <= numbers * (8.5 if config.format == "int8" else 5.0)
+    model.save_pretrained(tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert again.quantization == config
+    assert torch.equal(logits(model), logits(again))
+
+
 def test_a_quantized_embedding_and_the_tied_head_are_one(tmp_path: Path) -> None:
     expected = foreign_file(tmp_path / "x.gguf", {"embed_tokens": "Q4_0", "up_proj": "Q4_0"})
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "x.gguf")
@@ -84,14 +130,15 @@ def test_a_quantized_embedding_and_the_tied_head_are_one(tmp_path: Path) -> None
     assert set(model.quantization.modules_to_not_convert) == set(LINEARS) - {"up_proj"}
 
 
-def test_layers_of_different_types_are_told_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "count"), [("Q6_K", 3), ("Q8_0", 4)])
+def test_layers_of_different_types_are_told_apart(tmp_path: Path, kind: str, count: int) -> None:
     """As in files whose first and last layers have more bits; saved, the same modules are quantized again."""
     expected = foreign_file(tmp_path / "b.gguf", {"up_proj": "Q4_0", "down_proj": "Q4_0"})
-    other = foreign_file(tmp_path / "c.gguf", {"up_proj": "Q8_0", "down_proj": "Q4_0"})
+    other = foreign_file(tmp_path / "c.gguf", {"up_proj": kind, "down_proj": "Q4_0"})
     name = "model.layers.1.mlp.up_proj.weight"
     expected[name] = other[name]
     _replace(tmp_path / "b.gguf", tmp_path / "c.gguf", "blk.1.ffn_up.weight", tmp_path / "mixed.gguf")
-    for load, count in ((AutoModelForCausalLM, 3), (AutoModel, 3)):
+    for load in (AutoModelForCausalLM, AutoModel):
         model = load.from_pretrained(tmp_path / "mixed.gguf")
         assert len(packed_modules(model)) == count
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "mixed.gguf")

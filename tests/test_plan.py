@@ -175,7 +175,7 @@ def test_gguf_files_are_counted_as_they_are_loaded(kind: str, quantization: str 
     model = CohereForCausalLM.from_pretrained(path, dtype="auto", quantization_config=quantization)
     tensors = {weight.data_ptr(): weight.nbytes for weight in [*model.parameters(), *model.buffers()]}
     assert plan.weights == sum(tensors.values())
-    assert plan.quantization == (quantization or ("int4" if kind == "Q4_0" else None))
+    assert plan.quantization == (quantization or {"Q4_0": "int4", "Q8_0": "int8"}.get(kind))
     norms = sum(weight.numel() for name, weight in model.named_parameters() if name.endswith("norm.weight"))
     plain = {"F32": plan.weights, "F16": plan.weights - 2 * norms}
     assert plan.mapped == (0 if quantization else plain.get(kind, 0))

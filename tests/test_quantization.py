@@ -19,7 +19,7 @@ from quarterdeck import AutoModelForCausalLM, CohereForCausalLM, QuantizationCon
 from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.kernels.rows import quantize_rows
 from quarterdeck.quantization.choose import as_quantization
-from quarterdeck.quantization.formats import Int4Format, Int8Format, PackedFormat, round_weight
+from quarterdeck.quantization.formats import Int4Format, Int8Format, Int8GroupFormat, PackedFormat, round_weight
 from quarterdeck.quantization.modules import QuantizedEmbedding, QuantizedLinear, packed_modules
 from quarterdeck.quantization.surgery import dequantize_model, quantize_model
 
@@ -27,11 +27,15 @@ CONFIGS = {
     "int8": QuantizationConfig(format="int8"),
     "int4": QuantizationConfig(),
     "asymmetric": QuantizationConfig(symmetric=False),
+    "int8-32": QuantizationConfig("int8", group_size=32),
+    "asymmetric-32": QuantizationConfig(symmetric=False, group_size=32),
 }
 FORMS: dict[str, PackedFormat] = {
     "int8": Int8Format(),
     "int4": Int4Format(symmetric=True),
     "asymmetric": Int4Format(symmetric=False),
+    "int8-32": Int8GroupFormat(),
+    "asymmetric-32": Int4Format(symmetric=False, group=32),
 }
 IDS = random_ids(2, 9)
 CPU = torch.device("cpu")
@@ -259,6 +263,8 @@ def test_the_embedded_model_stays_good_at_its_texts(text_ids: Tensor, way: str, 
 
 def every_config() -> Iterator[QuantizationConfig]:
     yield from CONFIGS.values()
+    yield QuantizationConfig("int8", group_size=32)
+    yield QuantizationConfig(symmetric=False, group_size=32, module_formats=(("lm_head", "int8"), ("x", "int8-32")))
     yield QuantizationConfig(method="gptq", head=False, embeddings=False, modules_to_not_convert=("lm_head", "x"))
 
 
@@ -277,9 +283,12 @@ def test_configurations_survive_a_file() -> None:
         ({"format": "int3"}, "must be one of int8, int4"),
         ({"method": "awq"}, "must be one of round-to-nearest, gptq"),
         ({"group_size": 128}, "has groups of 32: leave it out"),
-        ({"format": "int8", "group_size": 32}, "one scale for a row"),
+        ({"format": "int8", "group_size": 64}, "one scale for a row or groups of 32: leave it out"),
         ({"format": "int8", "symmetric": False}, "8-bit weights are symmetric"),
         ({"head": 1}, "must be True or False"),
+        ({"module_formats": {"x": "Q8_0"}}, "name and one of int8, int8-32, int4,"),
+        ({"method": "gptq", "format": "int8", "group_size": 32}, "leave out group_size"),
+        ({"method": "gptq", "module_formats": (("x", "int8"),)}, "one for all modules"),
         ({"modules_to_not_convert": "lm_head"}, "a list of names"),
     ],
 )

@@ -81,7 +81,7 @@ def matrix_bytes(matrix: Matrix, dtype: torch.dtype, quantization: Quantization 
     """Bytes of a weight and its bias."""
     bias, count = matrix.bias * dtype.itemsize, matrix.rows * matrix.columns
     if isinstance(quantization, QuantizationConfig) and _is_packed(matrix.name, quantization):
-        tensors = format_of(quantization).tensors(matrix.rows, matrix.columns).values()
+        tensors = format_of(quantization, matrix.name).tensors(matrix.rows, matrix.columns).values()
         return bias + sum(prod(shape) * kind.itemsize for shape, kind in tensors)
     if isinstance(quantization, BitsAndBytesConfig) and _is_in_bitsandbytes(matrix.name, quantization):
         if quantization.load_in_8bit:

@@ -77,8 +77,8 @@ def _quantize(
     model: nn.Module, name: str, linear: nn.Linear, config: QuantizationConfig, hessian: Tensor
 ) -> LayerError:
     weight = linear.weight.detach()
-    new: PackedModule = like(linear, format_of(config))
-    new.set_tensors(_tensors(weight, config, hessian))
+    new: PackedModule = like(linear, format_of(config, name))
+    new.set_tensors(_tensors(name, weight, config, hessian))
     put(model, name, new)
     return layer_error(name, weight, new.packed, hessian)
 
@@ -91,20 +91,20 @@ def _quantize_tied(
     weight = old.weight.detach()
     hessian = _mean_product(states)
     table_counts = _TABLE_PART * hessian.diagonal().mean() * torch.eye(len(hessian), device=hessian.device)
-    tensors = _tensors(weight, config, hessian + table_counts)
+    tensors = _tensors(names[-1], weight, config, hessian + table_counts)
     for name in names:
         module: Any = model.get_submodule(name)
-        new = like(module, format_of(config))
+        new = like(module, format_of(config, names[-1]))
         new.set_tensors(tensors)
         put(model, name, new)
     return layer_error(names[-1], weight, new.packed, hessian)
 
 
-def _tensors(weight: Tensor, config: QuantizationConfig, hessian: Tensor) -> dict[str, Tensor]:
-    """The packed tensors of a weight, on its device."""
+def _tensors(name: str, weight: Tensor, config: QuantizationConfig, hessian: Tensor) -> dict[str, Tensor]:
+    """The packed tensors of a module's weight, on its device."""
     if config.method == "gptq":
         return {part: tensor.to(weight.device) for part, tensor in tensors_of(gptq(weight, hessian, config)).items()}
-    return round_weight(format_of(config), weight)
+    return round_weight(format_of(config, name), weight)
 
 
 class _Reached(Exception):  # noqa: N818 (no error: it ends a run of the model where it has done its work)

@@ -7,11 +7,28 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from quarterdeck.errors import InputError, UnsupportedOptionError
+from quarterdeck.kernels import int8_groups
 from quarterdeck.kernels.int4 import ASYMMETRIC_GROUP, SYMMETRIC_GROUP
 
 Format = Literal["int8", "int4"]
 Method = Literal["round-to-nearest", "gptq"]
 FORMAT_VERSION = 1
+
+FORMS: Mapping[str, tuple[Format, bool, int | None, float]] = {
+    "int8": ("int8", True, None, 8.0),
+    "int8-32": ("int8", True, int8_groups.GROUP, 8.5),
+    "int4": ("int4", True, SYMMETRIC_GROUP, 4.5),
+    "int4-asymmetric": ("int4", False, ASYMMETRIC_GROUP, 4.5),
+    "int4-asymmetric-32": ("int4", False, SYMMETRIC_GROUP, 5.0),
+}
+"""All ways of holding a weight by their names: format, symmetric, group (the usual one first) and bits for a weight."""
+
+_CALIBRATED = ("int8", "int4", "int4-asymmetric")
+
+
+def is_named(name: str, pattern: str) -> bool:
+    """Whether ``pattern`` is a module's name, its beginning (``"model.layers.0"``) or its last part (``"up_proj"``)."""
+    return name == pattern or name.startswith(f"{pattern}.") or name.rpartition(".")[2] == pattern
 
 
 @dataclass(frozen=True)
@@ -22,13 +39,16 @@ class QuantizationConfig:
         format: ``"int8"``, one scale for each row; or ``"int4"``, one 16-bit scale for each group of columns, 4.5 bits
             for each weight.
         symmetric: of ``"int4"``: values around zero in groups of 32; or False: a scale and a minimum in groups of 64.
-        group_size: columns that share a scale; follows from the two above and may be given to say so.
+        group_size: columns that share a scale, where that is not what follows from the two above: 32 for ``"int8"``,
+            8.5 bits for each weight, or 32 for ``"int4"`` that is not symmetric, 5 bits.
         embeddings: whether the token embedding is quantized.
         head: whether the output head is. A head that is tied to the embedding is one tensor with it.
         modules_to_not_convert: names of modules to leave alone: whole (``"model.layers.0.mlp.up_proj"``), their
             beginning (``"model.layers.0"``) or their last part (``"up_proj"``).
         method: how numbers were chosen: ``"round-to-nearest"``, or ``"gptq"`` by what the layers see of calibration
             text, for which see `quarterdeck.quantization.calibration`.
+        module_formats: pairs of a name, as in ``modules_to_not_convert``, and one of `FORMS`: modules that are held in
+            another way than the others, as in files of other tools. The first pair that fits counts.
 
     Raises:
         InputError: values that cannot be right, alone or together.
@@ -41,6 +61,7 @@ class QuantizationConfig:
     head: bool = True
     modules_to_not_convert: tuple[str, ...] = ()
     method: Method = "round-to-nearest"
+    module_formats: tuple[tuple[str, str], ...] = ()
 
     quant_method: ClassVar[str] = "quarterdeck"
 
@@ -57,23 +78,40 @@ class QuantizationConfig:
         object.__setattr__(self, "modules_to_not_convert", tuple(names))
         if self.format == "int8" and not self.symmetric:
             raise InputError("symmetric=False is for 4 bits; 8-bit weights are symmetric: leave it out")
-        only = self._group()
-        if self.group_size not in (None, only):
+        groups = [group for kind, even, group, _ in FORMS.values() if (kind, even) == (self.format, self.symmetric)]
+        if self.group_size is not None and self.group_size not in groups:
+            has = " or ".join("one scale for a row" if group is None else f"groups of {group}" for group in groups)
             raise InputError(
-                f"group_size is {self.group_size!r}; {self.format} with symmetric={self.symmetric} has "
-                f"{'one scale for a row' if only is None else f'groups of {only}'}: leave it out"
+                f"group_size is {self.group_size!r}; {self.format} with symmetric={self.symmetric} has {has}: "
+                "leave it out"
             )
-        object.__setattr__(self, "group_size", only)
+        object.__setattr__(self, "group_size", self.group_size or groups[0])
+        self._check_forms()
 
-    def _group(self) -> int | None:
-        if self.format == "int8":
-            return None
-        return SYMMETRIC_GROUP if self.symmetric else ASYMMETRIC_GROUP
+    def _check_forms(self) -> None:
+        for pair in self.module_formats:
+            if len(pair) != 2 or pair[1] not in FORMS:
+                raise InputError(
+                    f"module_formats has {pair!r}, but must have pairs of a module's name and one of {', '.join(FORMS)}"
+                )
+        if self.method == "gptq" and (self.module_formats or self.form_of("") not in _CALIBRATED):
+            raise InputError(
+                f"method='gptq' makes {', '.join(_CALIBRATED)}, one for all modules: leave out group_size and "
+                "module_formats"
+            )
+
+    def form_of(self, name: str) -> str:
+        """The name in `FORMS` of the way in which the module ``name`` is held; ``""`` is none that is named."""
+        for pattern, form in self.module_formats:
+            if is_named(name, pattern):
+                return form
+        own = (self.format, self.symmetric, self.group_size)
+        return next(form for form, values in FORMS.items() if values[:3] == own)
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits that a weight of a large matrix takes, scales included."""
-        return 8.0 if self.format == "int8" else 4.5
+        """Bits that a weight of a large matrix takes, scales included, where its module is not named apart."""
+        return FORMS[self.form_of("")][3]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -99,10 +137,15 @@ class QuantizationConfig:
             )
         if isinstance(rest.get("modules_to_not_convert"), list):
             rest["modules_to_not_convert"] = tuple(rest["modules_to_not_convert"])
+        if isinstance(rest.get("module_formats"), Mapping):
+            rest["module_formats"] = tuple(rest["module_formats"].items())
         return cls(**rest)
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["modules_to_not_convert"] = list(self.modules_to_not_convert)
+        values["module_formats"] = dict(self.module_formats)
+        if not self.module_formats:
+            del values["module_formats"]
         return {"quant_method": self.quant_method, "format_version": FORMAT_VERSION, **values}

@@ -12,14 +12,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from quarterdeck.kernels import int4, int8
+from quarterdeck.kernels import int4, int8, int8_groups
 from quarterdeck.kernels.int4 import Int4Weight
 from quarterdeck.kernels.int8 import Int8Weight
+from quarterdeck.kernels.int8_groups import Int8GroupWeight
 from quarterdeck.kernels.rows import BLOCK_ROWS, QUAD, padded_columns
-from quarterdeck.quantization.config import QuantizationConfig
-from quarterdeck.quantization.traced import int4_product, int8_product
+from quarterdeck.quantization.config import FORMS, QuantizationConfig
+from quarterdeck.quantization.traced import int4_product, int8_group_product, int8_product
 
-PackedWeight = Int8Weight | Int4Weight
+PackedWeight = Int8Weight | Int8GroupWeight | Int4Weight
 PACKED, SCALE, ROW_SUM, MINIMUM = "weight_packed", "weight_scale", "weight_row_sum", "weight_minimum"
 LEAVES = (PACKED, SCALE, ROW_SUM, MINIMUM)
 """All names under which a module may hold parts of a packed weight."""
@@ -63,12 +64,38 @@ class Int8Format:
         return Int8Weight(tensors[PACKED], tensors[SCALE], tensors[ROW_SUM], columns)
 
 
-class Int4Format:
-    """4 bits for each weight, a 16-bit scale for each group of columns, and a minimum if not symmetric."""
+class Int8GroupFormat:
+    """8 bits for each weight, a 16-bit scale for each group of 32 columns."""
 
-    def __init__(self, *, symmetric: bool) -> None:
+    def __repr__(self) -> str:
+        return f"int8, groups of {int8_groups.GROUP}"
+
+    def tensors(self, rows: int, columns: int) -> Mapping[str, tuple[Sequence[int], torch.dtype]]:
+        """See `PackedFormat`."""
+        blocks, padded = -(-rows // BLOCK_ROWS), padded_columns(columns)
+        groups = ((blocks, padded // int8_groups.GROUP, BLOCK_ROWS), torch.float16)
+        return {PACKED: ((blocks, padded // QUAD, BLOCK_ROWS, QUAD), torch.int8), SCALE: groups}
+
+    def rounded(self, weight: Tensor) -> PackedWeight:
+        """See `PackedFormat`."""
+        return int8_groups.pack(*int8_groups.quantize(weight))
+
+    def view(self, tensors: Mapping[str, Tensor], rows: int, columns: int) -> PackedWeight:
+        """See `PackedFormat`."""
+        return Int8GroupWeight(tensors[PACKED], tensors[SCALE], rows, columns)
+
+
+class Int4Format:
+    """4 bits for each weight, a 16-bit scale for each group of columns, and a minimum if not symmetric.
+
+    Args:
+        symmetric: without minima.
+        group: of columns; None is what the kernels make where nothing else is asked for.
+    """
+
+    def __init__(self, *, symmetric: bool, group: int | None = None) -> None:
         self.symmetric = symmetric
-        self.group = int4.SYMMETRIC_GROUP if symmetric else int4.ASYMMETRIC_GROUP
+        self.group = group or (int4.SYMMETRIC_GROUP if symmetric else int4.ASYMMETRIC_GROUP)
 
     def __repr__(self) -> str:
         return f"int4, {'' if self.symmetric else 'a'}symmetric, groups of {self.group}"
@@ -82,16 +109,25 @@ class Int4Format:
 
     def rounded(self, weight: Tensor) -> PackedWeight:
         """See `PackedFormat`."""
-        return int4.pack(*int4.quantize(weight, symmetric=self.symmetric))
+        values = int4.quantize(weight, symmetric=self.symmetric, group=self.group)
+        return int4.pack(*values, group=self.group)
 
     def view(self, tensors: Mapping[str, Tensor], rows: int, columns: int) -> PackedWeight:
         """See `PackedFormat`."""
         return Int4Weight(tensors[PACKED], tensors[SCALE], tensors.get(MINIMUM), rows, columns)
 
 
-def format_of(config: QuantizationConfig) -> PackedFormat:
-    """The format that a configuration asks for."""
-    return Int8Format() if config.format == "int8" else Int4Format(symmetric=config.symmetric)
+def format_of(config: QuantizationConfig, name: str = "") -> PackedFormat:
+    """The format that a configuration asks for in the module ``name``; ``""`` is none that it names."""
+    return format_named(config.form_of(name))
+
+
+def format_named(form: str) -> PackedFormat:
+    """The format of that name in `quarterdeck.quantization.config.FORMS`."""
+    kind, symmetric, group, _ = FORMS[form]
+    if kind == "int4":
+        return Int4Format(symmetric=symmetric, group=group)
+    return Int8Format() if group is None else Int8GroupFormat()
 
 
 def tensors_of(packed: PackedWeight) -> dict[str, Tensor]:
@@ -99,7 +135,8 @@ def tensors_of(packed: PackedWeight) -> dict[str, Tensor]:
     if isinstance(packed, Int8Weight):
         return {PACKED: packed.data, SCALE: packed.scale, ROW_SUM: packed.row_sum}
     found = {PACKED: packed.data, SCALE: packed.scale}
-    return found if packed.minimum is None else found | {MINIMUM: packed.minimum}
+    minimum = packed.minimum if isinstance(packed, Int4Weight) else None
+    return found if minimum is None else found | {MINIMUM: minimum}
 
 
 def round_weight(form: PackedFormat, weight: Tensor) -> dict[str, Tensor]:
@@ -138,6 +175,8 @@ def product(x: Tensor, packed: PackedWeight, bias: Tensor | None) -> Tensor:
     traced = torch.compiler.is_compiling()
     if isinstance(packed, Int8Weight):
         return int8_product(x, *packed, bias) if traced else int8.linear(x, packed, bias)
+    if isinstance(packed, Int8GroupWeight):
+        return int8_group_product(x, *packed, bias) if traced else int8_groups.linear(x, packed, bias)
     return int4_product(x, *packed, bias) if traced else int4.linear(x, packed, bias)
 
 
@@ -145,12 +184,16 @@ def chosen_rows(ids: Tensor, packed: PackedWeight, dtype: torch.dtype) -> Tensor
     """Rows ``ids`` ``[...]`` of the weight, ``[..., K]`` in ``dtype``."""
     if isinstance(packed, Int8Weight):
         return int8.embedding(ids, packed, dtype)
+    if isinstance(packed, Int8GroupWeight):
+        return int8_groups.embedding(ids, packed, dtype)
     return int4.embedding(ids, packed, dtype)
 
 
 def full_weight(packed: PackedWeight) -> Tensor:
     """The weight ``[N, K]`` in float32, as the products see it."""
-    return int8.dequantize(packed) if isinstance(packed, Int8Weight) else int4.dequantize(packed)
+    if isinstance(packed, Int8Weight):
+        return int8.dequantize(packed)
+    return int8_groups.dequantize(packed) if isinstance(packed, Int8GroupWeight) else int4.dequantize(packed)
 
 
 class _Product(torch.autograd.Function):

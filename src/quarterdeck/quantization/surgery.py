@@ -17,7 +17,7 @@ from torch import nn
 from quarterdeck.errors import InputError
 from quarterdeck.kernels.linears import is_linear
 from quarterdeck.quantization.choose import as_quantization
-from quarterdeck.quantization.config import QuantizationConfig
+from quarterdeck.quantization.config import QuantizationConfig, is_named
 from quarterdeck.quantization.formats import PackedFormat, format_of
 from quarterdeck.quantization.modules import PackedModule, QuantizedEmbedding, QuantizedLinear, packed_modules
 from quarterdeck.quantization.report import LayerError, layer_error
@@ -27,7 +27,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 def skipped(name: str, skip: Iterable[str]) -> bool:
     """Whether a module's name is among ``skip``: whole, by its beginning, or by its last part."""
-    return any(name == one or name.startswith(f"{one}.") or name.rpartition(".")[2] == one for one in skip)
+    return any(is_named(name, one) for one in skip)
 
 
 def targets(model: nn.Module, config: QuantizationConfig) -> dict[str, nn.Linear | nn.Embedding]:
@@ -67,10 +67,9 @@ def output_head(model: nn.Module) -> nn.Module | None:
 
 def replace_modules(model: nn.Module, config: QuantizationConfig) -> dict[str, PackedModule]:
     """Puts modules without weights in the places of those that ``config`` quantizes; returns them by name."""
-    form = format_of(config)
     made: dict[str, PackedModule] = {}
     for name, module in targets(model, config).items():
-        made[name] = like(module, form)
+        made[name] = like(module, format_of(config, name))
         put(model, name, made[name])
     return made
 
@@ -108,7 +107,6 @@ def rounding_steps(
         config: what to quantize.
         only: names of modules to take; the others and the model's configuration stay as they are. None takes all.
     """
-    form = format_of(config)
     old = {name: module for name, module in targets(model, config).items() if only is None or name in only}
     names: dict[int, list[str]] = {}
     for name, module in old.items():
@@ -116,7 +114,7 @@ def rounding_steps(
     for group in names.values():
         modules = [old.pop(name) for name in group]
         weight = modules[0].weight.detach()
-        made = [like(module, form) for module in modules]
+        made = [like(module, format_of(config, group[0])) for module in modules]  # one weight is held in one way
         made[0].set_weight(weight, weight.device)
         error = layer_error(group[0], weight, made[0].packed)
         for name, new in zip(group, made, strict=True):

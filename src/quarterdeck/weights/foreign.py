@@ -7,6 +7,7 @@ not know where they came from.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -18,7 +19,7 @@ from quarterdeck.config import CohereConfig
 from quarterdeck.errors import CheckpointMismatchError, InputError
 from quarterdeck.kernels.int4 import ASYMMETRIC_GROUP, SYMMETRIC_GROUP
 from quarterdeck.quantization.choose import Quantization, chosen_quantization
-from quarterdeck.quantization.config import QuantizationConfig
+from quarterdeck.quantization.config import FORMS, QuantizationConfig
 from quarterdeck.quantization.formats import Int4Format, tensors_of
 from quarterdeck.quantization.gptq_awq import (
     PARTS,
@@ -32,7 +33,7 @@ from quarterdeck.quantization.gptq_awq import (
     zeros,
 )
 from quarterdeck.quantization.surgery import skipped, write_quantization
-from quarterdeck.weights.gguf import GGUFTensors
+from quarterdeck.weights.gguf import PACKABLE, GGUFTensors
 from quarterdeck.weights.reader import TensorSource
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
@@ -49,22 +50,23 @@ def arranged(
     Args:
         source: the tensors as they are stored.
         asked: what the caller asks for. Weights of another tool's may be quantized anew; those that are in that
-            format already go over unchanged. None keeps in 4 bits what the kernels can take, and the rest in full.
+            format already go over unchanged. None keeps in their bits what the kernels can take, the rest in full.
         config: the checkpoint's; it no longer says afterwards how another tool quantized the weights.
         has_head: whether the model's names have the prefix ``model.``.
     """
     stored = getattr(config, "quantization_config", None)
     if isinstance(source, GGUFTensors):
         matrices = source.matrices
-        able = {name for name, kind in matrices.items() if kind == "Q4_0"}
-        packed, how = _choice(able, set(matrices), asked, symmetric=True, has_head=has_head)
+        forms = {name: PACKABLE[kind] for name, kind in matrices.items() if kind in PACKABLE}
+        packed, how = _choice(forms, set(matrices), asked, has_head=has_head)
         write_quantization(config, None)
         return source.with_packed(packed), how
     if not _is_grouped(stored):
         return source, chosen_quantization(asked, stored)
     grouped = GroupedTensors(source, GroupedLayout.from_dict(stored), has_bias=config.attention_bias)
     symmetric, able = grouped.packable()
-    packed, how = _choice(able, grouped.matrices(), asked, symmetric=symmetric, has_head=has_head)
+    form = "int4" if symmetric else "int4-asymmetric"
+    packed, how = _choice(dict.fromkeys(sorted(able), form), grouped.matrices(), asked, has_head=has_head)
     write_quantization(config, None)
     return grouped.with_packed(packed, symmetric=symmetric), how
 
@@ -209,28 +211,63 @@ def _is_grouped(stored: Any) -> TypeGuard[Mapping[str, Any]]:
 
 
 def _choice(
-    able: set[str], matrices: set[str], asked: Quantization | None, *, symmetric: bool, has_head: bool
+    able: Mapping[str, str], matrices: set[str], asked: Quantization | None, *, has_head: bool
 ) -> tuple[set[str], Quantization | None]:
-    """Which modules are handed out packed, and how the model is to hold its weights."""
+    """Which modules are handed out packed, and how the model is to hold its weights.
+
+    Args:
+        able: the modules that can be, each with the name of its format.
+        matrices: all modules with a weight that could be quantized.
+        asked, has_head: as of `arranged`.
+    """
     if asked is None:
-        packed = able
-        return packed, _as_stored(packed, matrices, symmetric=symmetric, has_head=has_head) if packed else None
-    if not isinstance(asked, QuantizationConfig) or asked.format != "int4" or asked.symmetric != symmetric:
+        return set(able), _as_stored(able, matrices, has_head=has_head) if able else None
+    if not isinstance(asked, QuantizationConfig):
         return set(), asked
     apart = {EMBEDDING: asked.embeddings, HEAD: asked.head}
-    return {name for name in able if apart.get(name, True) and not skipped(name, asked.modules_to_not_convert)}, asked
+    wanted = {name for name in able if apart.get(name, True) and not skipped(name, asked.modules_to_not_convert)}
+    return {name for name in wanted if able[name] == asked.form_of(name)}, asked
 
 
-def _as_stored(packed: set[str], matrices: set[str], *, symmetric: bool, has_head: bool) -> QuantizationConfig:
-    """A configuration that takes exactly the modules in ``packed``."""
-    full = matrices - packed - {EMBEDDING, HEAD}
+def _as_stored(packed: Mapping[str, str], matrices: set[str], *, has_head: bool) -> QuantizationConfig:
+    """A configuration that takes exactly the modules in ``packed``, each in its format."""
+    full = matrices - packed.keys() - {EMBEDDING, HEAD}
     always = {_leaf(name) for name in full} - {_leaf(name) for name in packed}
-    named = sorted(name if has_head else name.removeprefix("model.") for name in full if _leaf(name) not in always)
+    named = sorted(_own(name, has_head) for name in full if _leaf(name) not in always)
     embeddings = EMBEDDING in packed
     head = HEAD in packed if HEAD in matrices else embeddings
+    most = Counter(packed.values()).most_common(1)[0][0]
+    kind, symmetric, group, _ = FORMS[most]
     return QuantizationConfig(
-        "int4", symmetric, embeddings=embeddings, head=head, modules_to_not_convert=(*sorted(always), *named)
+        kind,
+        symmetric,
+        group,
+        embeddings=embeddings,
+        head=head,
+        modules_to_not_convert=(*sorted(always), *named),
+        module_formats=_others(packed, most, has_head=has_head, tied=embeddings and HEAD not in matrices),
     )
+
+
+def _others(packed: Mapping[str, str], most: str, *, has_head: bool, tied: bool) -> tuple[tuple[str, str], ...]:
+    """The formats of modules that are not in that of ``most``: by the last part of their names if that is enough."""
+    forms = {name: form for name, form in packed.items() if name != HEAD}
+    if HEAD in packed or tied:
+        forms[HEAD] = packed[HEAD] if HEAD in packed else packed[EMBEDDING]
+    of_leaf: dict[str, set[str]] = {}
+    for name, form in forms.items():
+        of_leaf.setdefault(_leaf(name), set()).add(form)
+    pairs = {
+        _own(name, has_head) if len(of_leaf[_leaf(name)]) > 1 else _leaf(name): form
+        for name, form in forms.items()
+        if form != most
+    }
+    return tuple(sorted(pairs.items()))
+
+
+def _own(name: str, has_head: bool) -> str:
+    """What a module is called in a model with or without a head."""
+    return name if has_head else name.removeprefix("model.")
 
 
 def _leaf(name: str) -> str:

@@ -1,13 +1,13 @@
 """The tensors of GGUF files, under the names of this package's models, one at a time.
 
 Plain types are windows on the file, as with safetensors; blocks become numbers when they are asked for, some rows at
-a time. ``Q4_0`` is the symmetric 4-bit layout of `quarterdeck.kernels.int4` in another order, so that such a weight can
+a time. ``Q4_0``, ``Q4_1`` and ``Q8_0`` are layouts of `quarterdeck.kernels` in another order, so that such a weight can
 also be handed out packed, without loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +18,18 @@ from quarterdeck.errors import CheckpointCorruptError, CheckpointNotFoundError
 from quarterdeck.gguf.container import GGUFFile, TensorEntry
 from quarterdeck.gguf.metadata import check_architecture
 from quarterdeck.gguf.names import from_gguf
-from quarterdeck.kernels.int4 import pack
+from quarterdeck.kernels import int4, int8_groups
 from quarterdeck.kernels.rows import BLOCK_ROWS
 from quarterdeck.locate import part_names
-from quarterdeck.quantization.formats import PACKED, SCALE, Int4Format, tensors_of
-from quarterdeck.weights.gguf_blocks import dequantize, plain_dtype, split_q4_0
+from quarterdeck.quantization.formats import PackedFormat, PackedWeight, format_named, tensors_of
+from quarterdeck.weights.gguf_blocks import dequantize, plain_dtype, split_q4_0, split_q4_1, split_q8_0
 
 _CHUNK = 2**20  # numbers that are converted at once
 _CPU = torch.device("cpu")
+
+
+PACKABLE: Mapping[str, str] = {"Q4_0": "int4", "Q4_1": "int4-asymmetric-32", "Q8_0": "int8-32"}
+"""Types that can be handed out packed, and what they are then, by the names of `quarterdeck.quantization.config`."""
 
 
 class GGUFTensors:
@@ -33,7 +37,8 @@ class GGUFTensors:
 
     Args:
         files: the file, or all parts of one that was split.
-        packed: names of modules (``"model.layers.0.mlp.up_proj"``) whose weight is to be handed out packed.
+        packed: names of modules (``"model.layers.0.mlp.up_proj"``) whose weight is to be handed out packed; their types
+            are among `PACKABLE`.
 
     Raises:
         ConfigError: another architecture.
@@ -48,7 +53,8 @@ class GGUFTensors:
                 self._entries[from_gguf(entry.name)] = file.path, entry
         self._parts: dict[str, tuple[str, str]] = {}  # name of a packed part to that of its weight, and which it is
         for module in packed:
-            self._parts |= {f"{module}.{leaf}": (f"{module}.weight", leaf) for leaf in (PACKED, SCALE)}
+            leaves = self._form(f"{module}.weight").tensors(1, 1)
+            self._parts |= {f"{module}.{leaf}": (f"{module}.weight", leaf) for leaf in leaves}
         whole = {weight for weight, _ in self._parts.values()}
         self._names = [name for name in self._entries if name not in whole] + list(self._parts)
 
@@ -78,13 +84,13 @@ class GGUFTensors:
         """The shape of one tensor."""
         weight, leaf = self._parts.get(name, (name, ""))
         shape = self._entries[weight][1].shape
-        return tuple(_FORM.tensors(*shape)[leaf][0]) if leaf else shape
+        return tuple(self._form(weight).tensors(*shape)[leaf][0]) if leaf else shape
 
     def dtype(self, name: str) -> torch.dtype:
         """The type in which one tensor is handed out if none is asked for: float32 for blocks."""
         weight, leaf = self._parts.get(name, (name, ""))
         entry = self._entries[weight][1]
-        return _FORM.tensors(*entry.shape)[leaf][1] if leaf else plain_dtype(entry.kind) or torch.float32
+        return self._form(weight).tensors(*entry.shape)[leaf][1] if leaf else plain_dtype(entry.kind) or torch.float32
 
     def tensor(self, name: str, dtype: torch.dtype | None, device: torch.device) -> Tensor:
         """One tensor on ``device``, as ``dtype`` if that is given and the tensor is of a floating type."""
@@ -111,17 +117,24 @@ class GGUFTensors:
         """One part of a packed weight, made some rows at a time."""
         weight, leaf = self._parts[name]
         path, entry = self._entries[weight]
-        raw, (shape, dtype) = _raw(path, entry), _FORM.tensors(*entry.shape)[leaf]
+        raw, (shape, dtype) = _raw(path, entry), self._form(weight).tensors(*entry.shape)[leaf]
         made = torch.empty(tuple(shape), dtype=dtype)
         step = max(_CHUNK // entry.shape[1] // BLOCK_ROWS, 1) * BLOCK_ROWS
         for start in range(0, len(raw), step):
-            part = tensors_of(pack(*split_q4_0(raw[start : start + step]), None))[leaf]
+            part = tensors_of(_PACK[entry.kind.name](raw[start : start + step]))[leaf]
             first = start // BLOCK_ROWS
             made[first : first + len(part)] = part
         return made
 
+    def _form(self, weight: str) -> PackedFormat:
+        return format_named(PACKABLE[self._entries[weight][1].kind.name])
 
-_FORM = Int4Format(symmetric=True)
+
+_PACK: Mapping[str, Callable[[Tensor], PackedWeight]] = {
+    "Q4_0": lambda raw: int4.pack(*split_q4_0(raw), None),
+    "Q4_1": lambda raw: int4.pack(*split_q4_1(raw), group=int4.SYMMETRIC_GROUP),
+    "Q8_0": lambda raw: int8_groups.pack(*split_q8_0(raw)),
+}
 
 
 def open_gguf(path: Path) -> list[GGUFFile]:

@@ -63,6 +63,27 @@ def split_q4_0(raw: Tensor) -> tuple[Tensor, Tensor]:
     return nibbles(blocks[:, 2:]).view(raw.shape[0], -1), scale.view(raw.shape[0], -1)
 
 
+def split_q4_1(raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Raw rows of ``Q4_1``: the values uint8 ``[R, K]`` in 0..15, and float16 scales and minima ``[R, K / 32]``.
+
+    Each weight is ``value * scale + minimum``: the asymmetric layout of `quarterdeck.kernels.int4` in groups of 32.
+    """
+    blocks = raw.reshape(-1, 20)
+    scale, minimum = (blocks[:, at : at + 2].contiguous().view(torch.float16) for at in (0, 2))
+    rows = raw.shape[0]
+    return nibbles(blocks[:, 4:]).view(rows, -1), scale.view(rows, -1), minimum.view(rows, -1)
+
+
+def split_q8_0(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Raw rows of ``Q8_0``: the values int8 ``[R, K]`` and scales float16 ``[R, K / 32]``.
+
+    Each weight is ``value * scale``: the layout of `quarterdeck.kernels.int8_groups`.
+    """
+    blocks = raw.reshape(-1, 34)
+    scale = blocks[:, :2].contiguous().view(torch.float16)
+    return blocks[:, 2:].contiguous().view(torch.int8).view(raw.shape[0], -1), scale.view(raw.shape[0], -1)
+
+
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
