@@ -188,12 +188,24 @@ def test_symmetric_gptq_runs_in_its_4_bits_without_loss(tmp_path: Path, size: in
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "saved")), logits(model))
 
 
-@pytest.mark.parametrize("config", [AWQ, GPTQ | {"sym": False}])
+@pytest.mark.parametrize("size", [32, 128, -1])
+def test_symmetric_gptq_runs_in_its_8_bits_without_loss(tmp_path: Path, size: int) -> None:
+    meant = write(tmp_path / "g", GPTQ | {"bits": 8, "group_size": size}, middle=True)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "g")
+    assert model.quantization == QuantizationConfig("int8", group_size=32, embeddings=False, head=False)
+    assert len(packed_modules(model)) == 14
+    found = found_weights(model)
+    for name, weight in meant.items():
+        assert torch.equal(found[name], weight), name
+
+
+@pytest.mark.parametrize("config", [AWQ, AWQ | {"group_size": 32}, GPTQ | {"sym": False}])
 def test_zeros_that_differ_become_minima(tmp_path: Path, config: dict[str, Any]) -> None:
     """Off by at most 1/128 of a step, which is what half precision leaves of a minimum of 16 steps."""
     meant = write(tmp_path / "a", config, middle=False)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
-    assert model.quantization == QuantizationConfig(symmetric=False, embeddings=False, head=False)
+    group = config["group_size"]
+    assert model.quantization == QuantizationConfig("int4", False, group, embeddings=False, head=False)
     found = found_weights(model)
     for name, module in packed_modules(model).items():
         step = module.packed.scale.float().max()
@@ -207,8 +219,9 @@ def test_zeros_that_differ_become_minima(tmp_path: Path, config: dict[str, Any])
     ("config", "shuffled", "middle"),
     [
         (GPTQ | {"desc_act": True}, True, True),
-        (GPTQ | {"bits": 8}, False, True),
-        (AWQ | {"group_size": 32}, False, False),
+        (GPTQ | {"bits": 8}, False, False),
+        (GPTQ | {"bits": 2}, False, True),
+        (AWQ | {"group_size": 16}, False, False),
     ],
 )
 def test_what_the_kernels_do_not_hold_is_loaded_in_full(

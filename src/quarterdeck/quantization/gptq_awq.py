@@ -24,8 +24,10 @@ import torch
 from torch import Tensor
 
 from quarterdeck.errors import CheckpointMismatchError, UnsupportedOptionError
-from quarterdeck.kernels import int4
+from quarterdeck.kernels import int4, int8_groups
 from quarterdeck.kernels.int4 import Int4Weight
+from quarterdeck.kernels.int8_groups import Int8GroupWeight
+from quarterdeck.quantization.config import FORMS
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -161,19 +163,23 @@ def is_regular(group: Tensor, multiple: int) -> bool:
     return in_order and equal and (len(sizes) == 1 or sizes[0] % multiple == 0) and columns > 0
 
 
-def repack(weight: GroupedWeight, *, symmetric: bool) -> Int4Weight:
-    """4-bit values and scales as the kernels take them, unchanged.
+def repack(weight: GroupedWeight, form: str) -> Int4Weight | Int8GroupWeight:
+    """Values and scales as the kernels take them, unchanged.
 
     Args:
-        weight: 4 bits, float16 scales, groups that are regular for the layout's own.
-        symmetric: without loss, all zeros must be 8. Or else minima take their place, ``-zero * scale`` in half
-            precision: each is off by at most 1/128 of a step, since zero is at most 16 steps away.
+        weight: as many bits as ``form`` has, float16 scales, groups that are regular for its own.
+        form: a name in `FORMS` of a format with groups. Where it is symmetric, without loss, all zeros must be in the
+            middle. Or else minima take their place, ``-zero * scale`` in half precision: each is off by at most 1/128
+            of a step, since zero is at most 16 steps away.
     """
-    group = int4.SYMMETRIC_GROUP if symmetric else int4.ASYMMETRIC_GROUP
+    kind, symmetric, group, _ = FORMS[form]
+    assert group is not None, form
     first = weight.group[torch.arange(0, weight.values.shape[1], group)]  # the group that each of ours lies in
     scale = weight.scale[:, first]
+    if kind == "int8":
+        return int8_groups.pack((weight.values.to(torch.int16) - 128).to(torch.int8), scale)
     minimum = None if symmetric else (-weight.zero.float()[:, first] * scale.float()).half()
-    return int4.pack(weight.values, scale, minimum)
+    return int4.pack(weight.values, scale, minimum, group=group)
 
 
 def _unpack(words: Tensor, bits: int) -> Tensor:

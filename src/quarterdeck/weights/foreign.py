@@ -17,10 +17,9 @@ from torch import Tensor
 
 from quarterdeck.config import CohereConfig
 from quarterdeck.errors import CheckpointMismatchError, InputError
-from quarterdeck.kernels.int4 import ASYMMETRIC_GROUP, SYMMETRIC_GROUP
 from quarterdeck.quantization.choose import Quantization, chosen_quantization
 from quarterdeck.quantization.config import FORMS, QuantizationConfig
-from quarterdeck.quantization.formats import Int4Format, tensors_of
+from quarterdeck.quantization.formats import format_named, tensors_of
 from quarterdeck.quantization.gptq_awq import (
     PARTS,
     GroupedLayout,
@@ -39,7 +38,6 @@ from quarterdeck.weights.reader import TensorSource
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 _METHODS = ("gptq", "awq")
 _CPU = torch.device("cpu")
-_SYMMETRIC_ZERO = 8
 
 
 def arranged(
@@ -64,11 +62,10 @@ def arranged(
     if not _is_grouped(stored):
         return source, chosen_quantization(asked, stored)
     grouped = GroupedTensors(source, GroupedLayout.from_dict(stored), has_bias=config.attention_bias)
-    symmetric, able = grouped.packable()
-    form = "int4" if symmetric else "int4-asymmetric"
+    form, able = grouped.packable()
     packed, how = _choice(dict.fromkeys(sorted(able), form), grouped.matrices(), asked, has_head=has_head)
     write_quantization(config, None)
-    return grouped.with_packed(packed, symmetric=symmetric), how
+    return grouped.with_packed(packed, form), how
 
 
 def in_full(source: TensorSource, stored: Any, *, has_bias: bool) -> TensorSource:
@@ -100,7 +97,7 @@ class GroupedTensors:
         layout: how the weights are stored.
         has_bias: whether attention projections have a bias.
         packed: names of modules whose weight is to be handed out packed.
-        symmetric: the format of those.
+        form: the format of those, a name in `quarterdeck.quantization.config.FORMS`.
     """
 
     def __init__(
@@ -110,9 +107,9 @@ class GroupedTensors:
         *,
         has_bias: bool,
         packed: Collection[str] = (),
-        symmetric: bool = True,
+        form: str = "int4",
     ) -> None:
-        self._source, self._layout, self._has_bias, self._symmetric = source, layout, has_bias, symmetric
+        self._source, self._layout, self._has_bias, self._named = source, layout, has_bias, form
         stored = list(source.names())
         self._modules = [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]
         if not self._modules:
@@ -121,7 +118,7 @@ class GroupedTensors:
                 "remove quantization_config if they are in full"
             )
         self._stored = set(stored)
-        self._form = Int4Format(symmetric=symmetric)
+        self._form = format_named(form)
         self._made: dict[str, tuple[str, str]] = {}  # name that is handed out to the module and the part of it
         for module in self._modules:
             leaves = self._form.tensors(1, 1) if module in packed else ("weight",)
@@ -130,25 +127,35 @@ class GroupedTensors:
         self._names = [name for name in stored if name not in gone] + list(self._made)
         self._latest: tuple[str, Mapping[str, Tensor]] = "", {}
 
-    def with_packed(self, packed: Collection[str], *, symmetric: bool) -> GroupedTensors:
+    def with_packed(self, packed: Collection[str], form: str) -> GroupedTensors:
         """The same tensors, with the weights of some modules packed."""
-        return GroupedTensors(self._source, self._layout, has_bias=self._has_bias, packed=packed, symmetric=symmetric)
+        return GroupedTensors(self._source, self._layout, has_bias=self._has_bias, packed=packed, form=form)
 
     def matrices(self) -> set[str]:
         """Names of all modules with a weight that could be quantized."""
         plain = {name.removesuffix(".weight") for name in self._names if name.endswith(".weight")}
         return {name for name in plain if not name.endswith("norm")} | set(self._modules)
 
-    def packable(self) -> tuple[bool, set[str]]:
-        """Whether all zeros are in the middle, and the modules that the kernels' format for that can hold."""
-        if self._layout.bits != 4:
-            return True, set()
+    def packable(self) -> tuple[str, set[str]]:
+        """A format of the kernels, by its name in `FORMS`, and the modules that it can hold; none for other bits."""
+        bits = self._layout.bits
+        if bits not in (4, 8):
+            return "int4", set()
         symmetric = all(
-            bool((zeros(self._source.once(f"{module}.qzeros"), self._layout) == _SYMMETRIC_ZERO).all())
+            bool((zeros(self._source.once(f"{module}.qzeros"), self._layout) == 2 ** (bits - 1)).all())
             for module in self._modules
         )
-        group = SYMMETRIC_GROUP if symmetric else ASYMMETRIC_GROUP
-        return symmetric, {module for module in self._modules if self._fits(module, group)}
+        if bits == 8:
+            return "int8-32", self._holding("int8-32") if symmetric else set()
+        if symmetric:
+            return "int4", self._holding("int4")
+        coarse = self._holding("int4-asymmetric")
+        return ("int4-asymmetric", coarse) if coarse else ("int4-asymmetric-32", self._holding("int4-asymmetric-32"))
+
+    def _holding(self, form: str) -> set[str]:
+        """The modules whose groups are whole groups of a format."""
+        group = FORMS[form][2]
+        return {module for module in self._modules if group is not None and self._fits(module, group)}
 
     def names(self) -> Iterable[str]:
         """All names."""
@@ -177,7 +184,7 @@ class GroupedTensors:
         if leaf == "weight":
             return dequantize(self._weight(module)).to(device=device, dtype=dtype)
         if self._latest[0] != module:  # its parts are asked for one after the other
-            self._latest = module, tensors_of(repack(self._weight(module), symmetric=self._symmetric))
+            self._latest = module, tensors_of(repack(self._weight(module), self._named))
         return self._latest[1][leaf].to(device)
 
     def once(self, name: str) -> Tensor:
