@@ -83,6 +83,15 @@ def test_a_stream_ends_at_its_size_and_leaves_out_what_is_too_long() -> None:
         pack_stream([document(0, 60, 1)], tokens=95, longest=50)
 
 
+def test_a_stream_is_filled_up_with_a_document_of_its_own() -> None:
+    documents = [document(0, 20, 1), document(0, 30, 2)]
+    stream = pack_stream(documents, tokens=10**6, multiple=64)
+    assert (stream.ids.shape, stream.used, stream.layout[-1].tolist()) == ((1, 64), 48, [48, 64, 48, 48])
+    assert stream.asked.max() < 48
+    loss, _ = loss_and_gradients(stream, stream.layout)
+    assert loss == pytest.approx(loss_and_gradients(pack(documents, rows=2, length=40))[0], rel=1e-5)
+
+
 def test_packed_attention_refuses_what_it_would_get_wrong() -> None:
     one = model()
     one.config.attn_implementation = PackedAttention()

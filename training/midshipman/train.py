@@ -124,7 +124,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def packer(args: argparse.Namespace, tokens: int) -> Packer:
     """Rows of one length for attention that is told apart by positions, a stream for packed attention."""
     if args.attention == "packed":
-        return functools.partial(pack_stream, tokens=tokens, longest=args.length)
+        return functools.partial(pack_stream, tokens=tokens, longest=args.length, multiple=256)
     return functools.partial(pack, rows=max(1, tokens // args.length), length=args.length)
 
 

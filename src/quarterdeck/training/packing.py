@@ -100,7 +100,14 @@ Packer = Callable[[Iterable[Ids]], PackedRows]
 """An endless supply of documents to one batch."""
 
 
-def pack_stream(documents: Iterable[Ids], *, tokens: int, longest: int | None = None, shared: int = 64) -> PackedStream:
+def pack_stream(
+    documents: Iterable[Ids],
+    *,
+    tokens: int,
+    longest: int | None = None,
+    shared: int = 64,
+    multiple: int = 1,
+) -> PackedStream:
     """The first documents that together have about ``tokens`` tokens, with common beginnings once.
 
     Args:
@@ -108,6 +115,8 @@ def pack_stream(documents: Iterable[Ids], *, tokens: int, longest: int | None = 
         tokens: how many to stop at, common beginnings counted each time.
         longest: documents with more tokens are left out.
         shared: a common beginning is worth sharing from this many tokens on.
+        multiple: fill up to a multiple of it, with one more document that nothing is asked of: libraries that compile
+            a product for every shape then meet few.
 
     Raises:
         InputError: there are no documents of at least two ids.
@@ -125,7 +134,7 @@ def pack_stream(documents: Iterable[Ids], *, tokens: int, longest: int | None = 
     if not taken:
         raise InputError("there is no document of at least two tokens to pack")
     taken.sort(key=lambda one: one[0].astype(">u2").tobytes())  # equal beginnings lie side by side
-    return _laid_out(_with_prefixes(taken, shared), len(taken))
+    return _laid_out(_with_prefixes(taken, shared), len(taken), multiple)
 
 
 def _with_prefixes(documents: Sequence[Ids], shared: int) -> list[tuple[int, list[Ids]]]:
@@ -150,7 +159,7 @@ def _common(first: Ids, second: Ids) -> int:
     return int(differs[0]) if len(differs) else end
 
 
-def _laid_out(groups: Sequence[tuple[int, list[Ids]]], count: int) -> PackedStream:
+def _laid_out(groups: Sequence[tuple[int, list[Ids]]], count: int, multiple: int) -> PackedStream:
     ids: list[NDArray[np.uint16]] = []
     positions: list[NDArray[np.int32]] = []
     asked: list[NDArray[np.int64]] = []
@@ -175,12 +184,15 @@ def _laid_out(groups: Sequence[tuple[int, list[Ids]]], count: int) -> PackedStre
             found = np.flatnonzero(supervised[1:])
             asked.append(found + begin)
             targets.append(tokens[1:][found].astype(np.int64))
+    used = place
+    if used % multiple:
+        add(np.zeros(-used % multiple, dtype=np.uint16), 0, (used, used))
     return PackedStream(
         np.concatenate(ids)[None],
         np.concatenate(positions)[None],
         np.concatenate(asked),
         np.concatenate(targets),
         count,
-        place,
+        used,
         np.array(layout, dtype=np.int64),
     )

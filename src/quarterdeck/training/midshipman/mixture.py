@@ -34,20 +34,20 @@ BOS_ID, END_ID, LAST_ORDINARY = 5, 8164, 8163
 SHARES: Mapping[str, tuple[float, float]] = {
     "repeat": (0.16, 0.01),
     "table": (0.12, 0.01),
-    "schema": (0.18, 0.20),
+    "schema": (0.18, 0.18),
     "property": (0.11, 0.09),
     "event": (0.07, 0.08),
     "species": (0.02, 0.05),
-    "natural": (0.10, 0.18),
+    "natural": (0.10, 0.15),
     "summary": (0.01, 0.02),
     "call": (0.06, 0.11),
     "two_calls": (0.01, 0.02),
     "direct": (0.01, 0.02),
     "results": (0.02, 0.05),
     "two_steps": (0.01, 0.04),
-    "chat": (0.05, 0.08),
+    "chat": (0.05, 0.10),
     "languages": (0.02, 0.05),
-    "text": (0.08, 0.04),
+    "text": (0.08, 0.09),
 }
 """Shares of the examples at the beginning and at the end of training; between them they change steadily."""
 
@@ -118,10 +118,10 @@ class Mixture:
 
 def _plain_text(texts: tuple[str, ...], rng: random.Random) -> Example:
     roll = rng.random()
-    if roll < 0.3 or not texts:
+    if roll < 0.5 or not texts:
         topics = blocks("topics.txt")
         text = "\n".join(explanation(block, rng) for block in rng.sample(topics, rng.choice((1, 1, 2))))
-    elif roll < 0.38:
+    elif roll < 0.6:
         text = story(rng.choice(blocks("stories.txt")), rng)
     else:
         text = rng.choice(texts)
