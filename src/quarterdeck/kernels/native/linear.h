@@ -152,7 +152,7 @@ void group_tile(const Product& p, int64_t row, int64_t block) {
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             const int32_t* sums = group_sum + r * halves + g * (F::kGroup / 32);
-            if constexpr (F::kRaised) sum[r] = Lanes::add(sum[r], -F::kRaised * sums[0]);
+            if constexpr (F::kRaised != 0) sum[r] = Lanes::add(sum[r], -F::kRaised * sums[0]);
             total[r] = Lanes::multiply_add(Lanes::to_float(sum[r]), scale, total[r]);
             if constexpr (F::kMinima) {
                 const Lanes::Float minimum = Lanes::load_half(minima + g * kBlockRows);
