@@ -52,7 +52,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--formats", default=",".join(FORMATS))
     parser.add_argument("--engines", default="quarterdeck,llama.cpp,openvino,transformers")
     parser.add_argument("--prompts", default="256,512,2048", help="lengths of prompts")
-    parser.add_argument("--repeats", default="3,1,1", help="runs of each length")
+    parser.add_argument("--repeats", default="3,1,1", help="runs of each length; the last counts for the others too")
     parser.add_argument("--longest-float", type=int, default=512, help="longest prompt of float32 and bf16")
     parser.add_argument("--tokens", type=int, default=16, help="steps of decoding")
     parser.add_argument("--rounds", type=int, default=3, help="turns of decoding")
@@ -129,7 +129,8 @@ def measure(kind: str, engines: list[Engine], options: argparse.Namespace) -> li
     generator = torch.Generator().manual_seed(1)
     words = min(options.vocabulary, 4000)
     lengths = [int(text) for text in options.prompts.split(",")]
-    for length, repeats in zip(lengths, (int(text) for text in options.repeats.split(",")), strict=True):
+    counts = [int(text) for text in options.repeats.split(",")]
+    for length, repeats in zip(lengths, [*counts, *[counts[-1]] * len(lengths)], strict=False):
         if kind in ("float32", "bf16") and length > options.longest_float:
             continue
         ids = torch.randint(8, words, (length,), generator=generator).tolist()
