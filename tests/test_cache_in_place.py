@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -162,7 +163,9 @@ def test_rows_that_moved_are_read_where_they_are(calls: Calls, monkeypatch: pyte
 
 
 @needs_kernels
-@pytest.mark.parametrize("case", ["eager", "attentions", "explicit", "two positions", "own function", "a gradient"])
+@pytest.mark.parametrize(
+    "case", ["eager", "attentions", "explicit", "two positions", "own function", "a gradient", "a tangent"]
+)
 def test_what_is_read_back(case: str, calls: Calls) -> None:
     model, ids = make_ours(head_dim=16), random_ids(2, 40)
     cache = QuantizedCache(nbits=8, **BLOCKS)
@@ -179,7 +182,8 @@ def test_what_is_read_back(case: str, calls: Calls) -> None:
         new = ids[:, 38:]
     elif case == "own function":
         model.set_attn_implementation(lambda *given, **named: eager_attention(*given, **named))
-    with torch.set_grad_enabled(case == "a gradient"):
+    forward = forward_ad.dual_level() if case == "a tangent" else nullcontext()
+    with torch.set_grad_enabled(case == "a gradient"), forward:
         output = model(new, past_key_values=cache, **options)
     assert calls.count == 0
     if case == "attentions":

@@ -9,6 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from quarterdeck.attention.continued import can_continue, continued_attention
 from quarterdeck.attention.mask import AttentionMask
 from quarterdeck.kernels import triton
+from quarterdeck.kernels.derivatives import is_transformed
 
 
 def sdpa_attention(
@@ -55,7 +56,7 @@ def _reads_in_place(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMa
     A program that is being compiled keeps torch's own, which the compiler knows.
     """
     is_step = query.shape[2] == 1 and mask.explicit is None and mask.documents is None and mask.window is None
-    if not is_step or dropout or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not is_step or dropout or torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed():
         return False
     if query.dtype not in (torch.bfloat16, torch.float16) or not query.dtype == key.dtype == value.dtype:
         return False

@@ -31,6 +31,7 @@ from quarterdeck.cache.groups import Grouping, Packed, PackedBuffer, equal_group
 from quarterdeck.errors import InputError, UnsupportedOptionError
 from quarterdeck.kernels import native
 from quarterdeck.kernels.attention import MOST_WIDTH, Codes, Stored, decode
+from quarterdeck.kernels.derivatives import is_transformed, wants_gradient
 from quarterdeck.kernels.rows import FLOAT_TYPES
 
 _PIECE = 1024
@@ -325,7 +326,7 @@ def _reads_in_place(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMa
         return False
     if torch.compiler.is_compiling() or query.dtype not in FLOAT_TYPES or query.shape[3] > MOST_WIDTH:
         return False
-    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+    if wants_gradient(query, key, value) or is_transformed():
         return False
     return native.level_for(query, None) is not None
 
