@@ -18,7 +18,7 @@ import torch
 
 from training.midshipman import train
 
-GRID = ("matrix-lr=0.01,0.04", "other-lr=0.0015,0.006", "logit-scale=0.125,0.5,1.0")
+GRID = ("matrix-lr=0.01,0.04", "other-lr=0.0015,0.006", "logit-scale=0.25,1.0")
 
 
 def settings(grid: Sequence[str]) -> Iterator[dict[str, str]]:

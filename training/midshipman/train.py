@@ -91,7 +91,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, help="tokens per step; default: 131072 on a GPU, 8192 on a CPU")
     parser.add_argument("--length", type=int, default=2048, help="on a GPU, tokens per row; on a CPU, longest document")
     parser.add_argument("--workers", type=int, help="processes that make batches; default: all cores but one")
-    parser.add_argument("--logit-scale", type=float, default=0.25)
+    parser.add_argument("--logit-scale", type=float, default=0.5)
     parser.add_argument("--matrix-optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--matrix-lr", type=float, default=0.02)
     parser.add_argument("--other-lr", type=float, default=3e-3)

@@ -32,24 +32,31 @@ from quarterdeck.training.packing import Ids, PackedRows, Packer
 BOS_ID, END_ID, LAST_ORDINARY = 5, 8164, 8163
 
 SHARES: Mapping[str, tuple[float, float]] = {
-    "repeat": (0.16, 0.03),
+    "repeat": (0.16, 0.02),
     "table": (0.12, 0.01),
-    "schema": (0.18, 0.18),
+    "schema": (0.18, 0.30),
     "property": (0.11, 0.09),
-    "event": (0.07, 0.08),
-    "species": (0.02, 0.05),
-    "natural": (0.10, 0.15),
-    "summary": (0.01, 0.02),
-    "call": (0.06, 0.11),
+    "event": (0.07, 0.06),
+    "species": (0.02, 0.03),
+    "natural": (0.10, 0.12),
+    "summary": (0.01, 0.01),
+    "call": (0.06, 0.18),
     "two_calls": (0.01, 0.02),
     "direct": (0.01, 0.02),
-    "results": (0.02, 0.05),
-    "two_steps": (0.01, 0.04),
-    "chat": (0.05, 0.10),
-    "languages": (0.02, 0.05),
+    "results": (0.02, 0.04),
+    "two_steps": (0.01, 0.03),
+    "chat": (0.05, 0.08),
+    "languages": (0.02, 0.04),
     "text": (0.08, 0.06),
 }
-"""Shares of the examples at the beginning and at the end of training; between them they change steadily."""
+"""Shares of the examples at the beginning, and from `SETTLED` on; before that they change steadily."""
+SETTLED = 0.4
+
+
+def share(name: str, progress: float) -> float:
+    """The share of a family when training has come so far."""
+    first, last = SHARES[name]
+    return first + (last - first) * min(1.0, progress / SETTLED)
 
 
 def compact_share(progress: float) -> float:
@@ -109,7 +116,7 @@ class Mixture:
         """Families and their examples, endlessly."""
         inventor = Inventor(rng)
         names = tuple(SHARES)
-        weights = [first + (last - first) * progress for first, last in SHARES.values()]
+        weights = [share(name, progress) for name in names]
         while True:
             (name,) = rng.choices(names, weights)
             yield name, self._makers[name](inventor)
