@@ -35,10 +35,10 @@ from quarterdeck.training.trainer import Trainer, TrainingOptions
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "heads": 4, "groups": 2},
-    "small": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "heads": 6, "groups": 3},
+    "small": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "heads": 3, "groups": 3},
     "medium": {"hidden_size": 320, "intermediate_size": 832, "num_hidden_layers": 8, "heads": 5, "groups": 5},
 }
-"""0.6, 4.0 and 12.3 million parameters."""
+"""0.6, 4.2 and 12.3 million parameters. Heads are 64 wide where copying counts: narrower ones mix tokens up."""
 
 
 def architecture(size: str, logit_scale: float) -> dict[str, Any]:
