@@ -57,16 +57,16 @@ class JoinedLayer(CohereDecoderLayer):
         read = functional.linear(self.input_layernorm(x), torch.cat([one.weight for one in readers]))
         turning, value, gate, up = torch.split(read, self._widths(), dim=-1)
         heads = attention.q_proj.out_features // attention.head_dim
-        query_key = turning.unflatten(-1, (-1, attention.head_dim))  # [B, T, H + G, D]
+        query_key = turning.view(*x.shape[:2], -1, attention.head_dim)  # [B, T, H + G, D]
         if attention.spec.rotary:
             turns = torch.complex(shared.tables[0].float(), shared.tables[1].float())[:, :, None]
             query_key = _Turn.apply(query_key, turns)  # type: ignore[no-untyped-call]  # so it is in torch
-        query, key = torch.split(query_key.transpose(1, 2), (heads, query_key.shape[2] - heads), dim=1)
+        query, key = torch.split(query_key.transpose(1, 2), [heads, query_key.shape[2] - heads], dim=1)
         attended, weights = shared.attended(
             attention.layer_idx,
             query,
             key,
-            value.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2),
+            value.view(*x.shape[:2], -1, attention.head_dim).transpose(1, 2),
             window=attention.spec.attention_window,
             scale=attention.scaling,
             dropout=attention.attention_dropout if self.training else 0.0,
