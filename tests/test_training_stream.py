@@ -81,6 +81,9 @@ def test_a_stream_ends_at_its_size_and_leaves_out_what_is_too_long() -> None:
     assert (stream.documents, stream.used) == (10, 100)
     with pytest.raises(InputError, match="at least two tokens"):
         pack_stream([document(0, 60, 1)], tokens=95, longest=50)
+    too_long = (document(0, 60, n) for n in itertools.count())
+    with pytest.raises(InputError, match="1000 documents in a row have not 1 to 50 tokens"):
+        pack_stream(too_long, tokens=95, longest=50)  # which would go on for ever
 
 
 def test_a_stream_is_filled_up_with_a_document_of_its_own() -> None:

@@ -121,16 +121,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def packer(args: argparse.Namespace, tokens: int) -> Packer:
+def packer(attention: str, tokens: int, length: int) -> Packer:
     """Rows of one length for attention that is told apart by positions, a stream for packed attention."""
-    if args.attention == "packed":
-        return functools.partial(pack_stream, tokens=tokens, longest=args.length, multiple=256)
-    return functools.partial(pack, rows=max(1, tokens // args.length), length=args.length)
+    if attention == "packed":
+        return functools.partial(pack_stream, tokens=tokens, longest=length, multiple=256)
+    return functools.partial(pack, rows=max(1, tokens // length), length=length)
 
 
 def make_batches(args: argparse.Namespace) -> Batches:
     """The stream of batches, in this process or in workers."""
-    build = functools.partial(BatchMaker, args.data, seed=args.seed, packer=packer(args, args.tokens))
+    one_batch = packer(args.attention, args.tokens, args.length)
+    build = functools.partial(BatchMaker, args.data, seed=args.seed, packer=one_batch)
     return WorkerBatches(build, args.workers) if args.workers else LocalBatches(build())
 
 
@@ -155,7 +156,8 @@ def make_trainer(args: argparse.Namespace, batches: Batches) -> Trainer:
         compile=args.compile,
         bfloat16=None if args.dtype is None else args.dtype == "bfloat16",
     )
-    held_out = held_out_rows(args.data, packer(args, 2048 if args.device == "cpu" else 8192))
+    held_out_tokens = 2048 if args.device == "cpu" else 8192
+    held_out = held_out_rows(args.data, packer(args.attention, held_out_tokens, max(args.length, 2048)))
     args.run.mkdir(parents=True, exist_ok=True)
     settings = {"architecture": fields, "command": {k: v if v is None else str(v) for k, v in vars(args).items()}}
     (args.run / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

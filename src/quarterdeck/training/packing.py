@@ -107,6 +107,7 @@ def pack_stream(
     longest: int | None = None,
     shared: int = 64,
     multiple: int = 1,
+    patience: int = 1000,
 ) -> PackedStream:
     """The first documents that together have about ``tokens`` tokens, with common beginnings once.
 
@@ -117,16 +118,21 @@ def pack_stream(
         shared: a common beginning is worth sharing from this many tokens on.
         multiple: fill up to a multiple of it, with one more document that nothing is asked of: libraries that compile
             a product for every shape then meet few.
+        patience: how many documents in a row may be left out.
 
     Raises:
-        InputError: there are no documents of at least two ids.
+        InputError: there are no documents of at least two ids, or so many are too long.
     """
     taken: list[Ids] = []
-    total = 0
+    total = misses = 0
     for ids, supervised in documents:
         size = len(ids) - 1
         if size < 1 or (longest is not None and size > longest):
+            misses += 1
+            if misses >= patience:
+                raise InputError(f"{misses} documents in a row have not 1 to {longest} tokens; allow longer ones")
             continue
+        misses = 0
         taken.append((ids, supervised))
         total += size
         if total >= tokens:

@@ -27,6 +27,7 @@ from torch.nn import functional
 from torch.optim import AdamW, Optimizer
 
 from quarterdeck.errors import InputError
+from quarterdeck.kernels.native import levels
 from quarterdeck.kernels.packed_attention import PackedLayout
 from quarterdeck.model import CohereForCausalLM
 from quarterdeck.training.attention import PackedAttention
@@ -61,11 +62,10 @@ class TrainingOptions:
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products of bfloat16 have units of their own: tensor cores, or AMX on a CPU."""
+    """Whether matrix products of bfloat16 have units of their own: tensor cores, or AMX where our kernels use it."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    amx = torch.cpu._is_amx_tile_supported()
-    return device.type == "cpu" and bool(amx)
+    return device.type == "cpu" and "amx" in levels()
 
 
 def make_optimizers(model: nn.Module, options: TrainingOptions, dtype: torch.dtype) -> dict[str, Optimizer]:
