@@ -1,8 +1,7 @@
 """Attention of packed documents while training, through the packed kernel: no matrix of who sees whom is made.
 
-attention = PackedAttention()
-model.config.attn_implementation = attention
-attention.layout = PackedLayout(documents)      # before each forward pass over one row [1, N]
+A backend that a model is given as its ``attn_implementation``. Before each forward pass over one row ``[1, N]`` the
+trainer sets its layout, which positions cannot tell: which documents go on from the tokens of another one.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ A narrow model spends its time on the way to and from many small products. Here 
 are one, and so are the two that write to the residual stream, since Cohere's blocks are parallel. Weights stay where
 they are, under their names, and get the gradients that plain layers give them, up to the order of sums.
 
-Shapes: ``N`` tokens of all rows, ``H`` heads of width ``D``; see `quarterdeck.model` for the others.
+Shapes: those of `quarterdeck.model`.
 """
 
 from __future__ import annotations
