@@ -158,6 +158,11 @@ def test_what_does_not_fit_is_said() -> None:
         packed_attention(query[:4], key[:4], value[:4], layout, 1.0)
     with pytest.raises(InputError, match="one type"):
         packed_attention(query, key.bfloat16(), value, layout, 1.0)
+    for elsewhere in range(3):
+        tensors = [one.to("meta") if n == elsewhere else one for n, one in enumerate((query, key, value))]
+        for function in (packed_attention, packed_attention_reference):
+            with pytest.raises(InputError, match=r"on one device, not .*meta"):
+                function(*tensors, layout, 1.0)
     with pytest.raises(InputError, match="divide"):
         packed_attention(query[:, :3], key, value, layout, 1.0)
     with pytest.raises(InputError, match="listed before"):

@@ -52,6 +52,15 @@ def test_what_cannot_be_joined_is_refused(more: dict[str, bool]) -> None:
         join_layers(model(**more))
 
 
+def test_a_second_derivative_of_the_cross_entropy_is_refused() -> None:
+    states, weight = (torch.randn(6, 4).requires_grad_() for _ in range(2))
+    loss = linear_cross_entropy(states, weight, torch.arange(6)) ** 2  # its gradient depends on the loss
+    for leaf in (states, weight):
+        (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiate twice"):
+            gradient.sum().backward()
+
+
 @pytest.mark.parametrize("counted", [0, 1, 255, 256, 600])
 def test_cross_entropy_of_a_head_is_pytorchs(counted: int) -> None:
     generator = torch.Generator().manual_seed(counted)

@@ -135,7 +135,6 @@ def factbook(folder: Path) -> Iterator[str]:
 _ROLE = re.compile(r":[a-zA-Z:+-]+:`!?~?([^`<]*?)(?:\s*<[^>]*>)?`")
 _LITERAL = re.compile(r"``([^`]*)``")
 _LINK = re.compile(r"`([^`<]+?)\s*<[^>]*>`_+")
-_MARKUP = re.compile(r"[|*`\\]|::|__?\b|\[\d+\]_")
 
 
 def _plain_rst(block: str) -> str:

@@ -80,11 +80,12 @@ class PackedLayout:
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scaling: float) -> Tensor:
     """Attention of queries ``[N, H, D]`` over keys and values ``[N, G, D]`` as ``layout`` allows: ``[N, H, D]``.
 
-    Scores are products times ``scaling``; query head ``h`` uses key head ``h // (H // G)``. All three have one type,
-    which is the result's; any strides. Native for float32 and bfloat16 and the widths of :data:`WIDTHS` on the CPU;
-    all else goes to :func:`packed_attention_reference`. Differentiable once; sums are in float32.
+    Scores are products times ``scaling``; query head ``h`` uses key head ``h // (H // G)``. All three are on one device
+    and have one type, which is the result's; any strides. Native for float32 and bfloat16 and the widths of
+    :data:`WIDTHS` on the CPU; all else goes to :func:`packed_attention_reference`. Differentiable once; sums are in
+    float32.
 
-    Raises InputError where shapes, types or the layout do not fit together.
+    Raises InputError where shapes, types, devices or the layout do not fit together.
     """
     _check(query, key, value, layout)
     level = native_level(query)
@@ -203,5 +204,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout) -> N
         raise InputError(f"tokens and widths must be the same, and key heads must divide query heads: {shapes}")
     if not query.dtype == key.dtype == value.dtype:
         raise InputError(f"query, key and value must have one type, not {query.dtype}, {key.dtype}, {value.dtype}")
+    if not query.device == key.device == value.device:
+        places = f"{query.device}, {key.device}, {value.device}"
+        raise InputError(f"query, key and value must be on one device, not {places}; move them with .to()")
     if layout.tokens != query.shape[0]:
         raise InputError(f"the layout has {layout.tokens} tokens, the query {query.shape[0]}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 IGNORED = -100
 """The target of a place that is not counted."""
@@ -44,6 +45,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total / size
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         """What was kept, times the gradient of the loss."""
         to_states, to_weight = ctx.saved_tensors
@@ -52,6 +54,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def linear_cross_entropy(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Mean of ``-log softmax(states @ weight^T)[target]`` in nats over the targets that are not `IGNORED`.
+
+    Differentiable once: PyTorch refuses a second derivative with RuntimeError.
 
     Args:
         states: ``[K, E]``, in the type in which products are computed.

@@ -10,14 +10,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from quarterdeck.errors import CheckpointCorruptError, InputError
+
 Point = tuple[float, float]
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 640, 300, 46, 42, 30, 46
 _COLORS = ("#4a78b5", "#c8501e", "#3f8f4f", "#8a5aa8", "#b08a1e", "#2a8c9c", "#b0446c", "#6b6b6b")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The lines of a run's log.jsonl; a last line that a killed process has half written is left out.
+
+    Raises:
+        CheckpointCorruptError: another line is no JSON.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    log: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            log.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                said = f"line {number} of {len(lines)} in {path} is no JSON ({error}); only the last one may be cut off"
+                raise CheckpointCorruptError(f"{said}: remove that line") from error
+    return log
 
 
 def mean(values: dict[str, float]) -> float:
@@ -39,7 +54,13 @@ def to_csv(log: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(log: Sequence[dict[str, Any]]) -> str:
-    """Loss (left axis, logarithmic) and accuracy of held-out families (right axis) over millions of tokens."""
+    """Loss (left axis, logarithmic) and accuracy of held-out families (right axis) over millions of tokens.
+
+    Raises:
+        InputError: the log has no lines.
+    """
+    if not log:
+        raise InputError("a log of 0 lines has no curves; train until the first line is logged")
     most = max(line["tokens"] for line in log) or 1
     losses = [(line["tokens"] / most, line["loss"]) for line in log]
     tested = [line for line in log if "held_out" in line]

@@ -10,7 +10,11 @@ from quarterdeck.errors import InputError
 
 @dataclass(frozen=True)
 class Budget:
-    """The end of training: after `steps` steps or `minutes` minutes of training time, exactly one of them given."""
+    """The end of training: after `steps` steps or `minutes` minutes of training time, exactly one of them given.
+
+    Raises:
+        InputError: none or both are given, or the one that is given is not above 0.
+    """
 
     steps: int | None = None
     minutes: float | None = None
@@ -18,12 +22,16 @@ class Budget:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise InputError(f"a budget is either steps or minutes; got steps={self.steps}, minutes={self.minutes}")
+        name, value = ("steps", self.steps) if self.steps is not None else ("minutes", self.minutes)
+        if value is None or not value > 0:
+            raise InputError(f"a budget of {name}={value} trains nothing; give {name} above 0")
 
     def progress(self, step: int, elapsed: float) -> float:
         """0 at the start, 1 at the end; `elapsed` is the training time in seconds over all sessions."""
-        if self.steps is not None:
-            return min(1.0, step / self.steps)
-        return min(1.0, elapsed / (60.0 * (self.minutes or 1.0)))
+        if self.minutes is not None:
+            return min(1.0, elapsed / (60.0 * self.minutes))
+        assert self.steps is not None
+        return min(1.0, step / self.steps)
 
 
 def learning_rate_factor(step: int, progress: float, *, warmup: int, hold: float, final: float) -> float:
