@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ import torch
 from torch import nn
 
 from quarterdeck.config import CohereConfig
-from quarterdeck.errors import CheckpointNotFoundError, InputError
+from quarterdeck.errors import CheckpointCorruptError, CheckpointNotFoundError, InputError
 from quarterdeck.model import CohereForCausalLM
 from quarterdeck.training.batches import LocalBatches, WorkerBatches
-from quarterdeck.training.checkpoint import load, save
+from quarterdeck.training.checkpoint import delete, exists, load, save
 from quarterdeck.training.curves import draw, read_log, to_csv, write_curves
 from quarterdeck.training.muon import Muon, orthogonalize
 from quarterdeck.training.packing import pack
@@ -96,6 +97,47 @@ def test_the_last_steps_are_logged_even_if_they_fill_no_line(tmp_path: Path) -> 
     assert "held_out" in lines[-1]
 
 
+@pytest.mark.parametrize("steps", [4, 6])
+def test_the_last_line_of_a_finished_run_has_an_evaluation_and_no_step_is_there_twice(
+    tmp_path: Path, steps: int
+) -> None:
+    def log() -> list[dict[str, object]]:
+        return [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+
+    trainer(tmp_path, steps).run()  # a line at every second step, an evaluation at every fourth
+    assert [line["step"] for line in log()] == list(range(2, steps + 1, 2))
+    assert set(log()[-1]["held_out"]) == set(log()[-1]["accuracy"]) == {"plain"}
+    before = log()
+    again = trainer(tmp_path, steps)
+    again.resume()
+    again.run()
+    assert log() == before
+
+
+def test_a_run_that_a_smaller_budget_ends_is_evaluated(tmp_path: Path) -> None:
+    trainer(tmp_path, steps=12).run(stop_after=6)
+    last = trainer(tmp_path, steps=6)
+    last.resume()
+    last.run()
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert "held_out" in lines[-1]
+
+
+def test_a_new_run_spares_what_another_has_left(tmp_path: Path) -> None:
+    trainer(tmp_path).run(stop_after=4)
+    files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for act in (Trainer.run, Trainer.save):
+        with pytest.raises(InputError, match=rf"{re.escape(str(tmp_path))}/run holds .*--resume.*--run"):
+            act(trainer(tmp_path))
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == files
+    delete(tmp_path / "run/checkpoint")
+    with pytest.raises(InputError, match=r"log\.jsonl is the log of a run that has left no checkpoint"):
+        trainer(tmp_path).run()
+    (tmp_path / "run/log.jsonl").unlink()
+    trainer(tmp_path).run(stop_after=1)
+
+
 def test_log_lines_after_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None:
     run = trainer(tmp_path)
     run.run(stop_after=4)
@@ -104,6 +146,27 @@ def test_log_lines_after_the_checkpoint_are_dropped_on_resume(tmp_path: Path) ->
     again = trainer(tmp_path)
     again.resume()
     assert [json.loads(x)["step"] for x in (tmp_path / "run/log.jsonl").read_text().splitlines()] == [2, 4]
+
+
+def test_a_line_that_a_killed_process_has_half_written_is_dropped(tmp_path: Path) -> None:
+    trainer(tmp_path).run(stop_after=4)
+    log = tmp_path / "run/log.jsonl"
+    with log.open("a") as file:
+        file.write('{"step": 6, "lo')
+    assert [line["step"] for line in read_log(log)] == [2, 4]
+    trainer(tmp_path).resume()
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [2, 4]
+
+
+def test_any_other_line_that_is_no_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 2}\n{"st\n{"step": 6}\n')
+    with pytest.raises(CheckpointCorruptError, match=r"line 2 of 3 in .*log\.jsonl is no JSON"):
+        read_log(tmp_path / "log.jsonl")
+
+
+def test_a_log_without_lines_has_no_curves() -> None:
+    with pytest.raises(InputError, match="0 lines"):
+        draw([])
 
 
 def test_resume_without_a_checkpoint_says_so(tmp_path: Path) -> None:
@@ -118,6 +181,33 @@ def test_checkpoint_survives_a_crash_between_the_two_renames(tmp_path: Path) -> 
     tensors, state = load(folder)
     assert state == {"step": 1}
     assert torch.equal(tensors["x"], torch.ones(2))
+
+
+def test_what_such_a_crash_has_left_stays_until_the_next_checkpoint_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "checkpoint"
+    save(folder, {"x": torch.ones(2)}, {"step": 1})
+    folder.rename(tmp_path / "checkpoint.old")
+    with monkeypatch.context() as patch:
+        patch.setattr("quarterdeck.training.checkpoint.save_file", lambda *_: 1 / 0)  # killed while it writes
+        with pytest.raises(ZeroDivisionError):
+            save(folder, {"x": torch.zeros(2)}, {"step": 2})
+    assert load(folder)[1] == {"step": 1}
+    save(folder, {"x": torch.zeros(2)}, {"step": 2})
+    assert load(folder)[1] == {"step": 2}
+
+
+def test_a_deleted_checkpoint_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    for place in ("", ".new", ".old"):
+        save(folder, {"x": torch.ones(2)}, {})
+        folder.rename(tmp_path / f"checkpoint{place}")
+        assert exists(folder)
+        delete(folder)
+        assert not exists(folder)
+        assert not list(tmp_path.iterdir())
+    delete(folder)
 
 
 def as_rows(*documents: list[int], supervised: int = 1, length: int = 12) -> DeviceRows:
@@ -189,6 +279,9 @@ def test_wrong_settings_are_refused_with_a_reason(tmp_path: Path) -> None:
         Budget()
     with pytest.raises(InputError, match="either steps or minutes"):
         Budget(steps=1, minutes=1.0)
+    for budget in ({"steps": 0}, {"steps": -1}, {"minutes": 0.0}, {"minutes": -1.0}, {"minutes": float("nan")}):
+        with pytest.raises(InputError, match=r"trains nothing; give (steps|minutes) above 0"):
+            Budget(**budget)
     with pytest.raises(InputError, match="'muon' or 'adamw'"):
         trainer(tmp_path, matrix_optimizer="sgd")
 

@@ -37,9 +37,31 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], prefi
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def _places(folder: Path) -> tuple[Path, Path, Path]:
+    """Where a checkpoint may lie: in its place, or, if a crash hit between two renames, beside it."""
+    return folder, folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+
+
+def _found(folder: Path) -> Path | None:
+    return next((place for place in _places(folder) if (place / "state.json").is_file()), None)
+
+
+def exists(folder: Path) -> bool:
+    """Whether `load` finds a checkpoint."""
+    return _found(folder) is not None
+
+
+def delete(folder: Path) -> None:
+    """Remove a checkpoint, if there is one, with all that a crash has left of it."""
+    for place in _places(folder):
+        shutil.rmtree(place, ignore_errors=True)
+
+
 def save(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Write ``<folder>/tensors.safetensors`` and ``state.json`` beside the old ones, then swap the folders."""
-    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    _, fresh, old = _places(folder)
+    if not folder.exists() and (left := _found(folder)):  # the only one, until the next is whole
+        os.replace(left, folder)
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -52,9 +74,13 @@ def save(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) 
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save` wrote; falls back on the previous one if a crash hit between the two renames."""
-    for candidate in (folder, folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")):
-        if (candidate / "state.json").is_file():
-            state: dict[str, Any] = json.loads((candidate / "state.json").read_text())
-            return load_file(candidate / "tensors.safetensors"), state
-    raise CheckpointNotFoundError(f"no training checkpoint in {folder}; start without resuming to make one")
+    """What `save` wrote; falls back on the previous one if a crash hit between the two renames.
+
+    Raises:
+        CheckpointNotFoundError: there is none.
+    """
+    place = _found(folder)
+    if place is None:
+        raise CheckpointNotFoundError(f"no training checkpoint in {folder}; start without resuming to make one")
+    state: dict[str, Any] = json.loads((place / "state.json").read_text())
+    return load_file(place / "tensors.safetensors"), state

@@ -8,15 +8,15 @@ One step: a batch of packed rows, cross entropy on the supervised tokens, gradie
 step. Matrices inside the layers are trained by Muon (orthogonalised momentum) or AdamW, embeddings and norms by AdamW.
 Where the processor has products of bfloat16, the passes are computed in it; weights and optimizer stay in float32.
 Every `save_every` seconds the whole state goes to ``folder/checkpoint``; ``folder/log.jsonl`` has one line per
-`log_every` steps. A run that is stopped and resumed takes the same steps as one that was not (by the clock, as far as
-clocks allow).
+`log_every` steps, and the last line of a finished run has an evaluation. A run that is stopped and resumed takes the
+same steps as one that was not (by the clock, as far as clocks allow).
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ from quarterdeck.kernels.packed_attention import PackedLayout
 from quarterdeck.model import CohereForCausalLM
 from quarterdeck.training.attention import PackedAttention
 from quarterdeck.training.batches import Batches
-from quarterdeck.training.checkpoint import load, optimizer_tensors, restore_optimizer, save
+from quarterdeck.training.checkpoint import exists, load, optimizer_tensors, restore_optimizer, save
 from quarterdeck.training.cross_entropy import IGNORED, linear_cross_entropy
+from quarterdeck.training.curves import read_log
 from quarterdeck.training.muon import Muon
 from quarterdeck.training.packing import PackedRows, PackedStream
 from quarterdeck.training.schedule import Budget, learning_rate_factor
@@ -152,8 +153,27 @@ class Progress:
     losses: list[float] = field(default_factory=list)
 
 
+def check_unused(folder: Path) -> None:
+    """A new run goes into a folder in which no other one has been begun.
+
+    Raises:
+        InputError: there is a checkpoint, or a log, which the new run would overwrite or lengthen.
+    """
+    if exists(folder / "checkpoint"):
+        raise InputError(
+            f"{folder} holds the checkpoint of a run, which a new run would overwrite: continue it (--resume), or "
+            "choose another folder (--run)"
+        )
+    log = folder / "log.jsonl"
+    if log.is_file() and log.stat().st_size:
+        raise InputError(
+            f"{log} is the log of a run that has left no checkpoint, and a new run would add its lines to it: move the "
+            "log away, or choose another folder (--run)"
+        )
+
+
 class Trainer:
-    """One training run in one folder."""
+    """One training run in one folder; a new one, or that of the folder if `resume` is called."""
 
     def __init__(
         self,
@@ -170,6 +190,7 @@ class Trainer:
         self.optimizers = make_optimizers(model, options, torch.bfloat16 if self._autocast else torch.float32)
         self.progress = Progress()
         self._fresh: list[Tensor] = []
+        self._owns_folder = False
         folder.mkdir(parents=True, exist_ok=True)
 
     # ------------------------------------------------------------ one step
@@ -213,7 +234,12 @@ class Trainer:
     # ------------------------------------------------------------ the run
 
     def run(self, stop_after: int | None = None, stop_seconds: float | None = None) -> None:
-        """Train to the end of the budget, or for `stop_after` steps or `stop_seconds` seconds of this session."""
+        """Train to the end of the budget, or for `stop_after` steps or `stop_seconds` seconds of this session.
+
+        Raises:
+            InputError: the folder holds another run, which was not resumed.
+        """
+        self._own_folder()
         self.model.train()
         saved = time.monotonic()
         first, begun, before = self.progress.step, time.monotonic(), self.progress.elapsed
@@ -229,9 +255,15 @@ class Trainer:
             if time.monotonic() - saved >= self.options.save_every:
                 self.save()
                 saved = time.monotonic()
-        if (self.progress.losses or self._fresh) and self._done() >= 1.0:
-            self._log(last=True)
+        if self._done() >= 1.0:
+            self._log_end()
         self.save()
+
+    def _own_folder(self) -> None:
+        """Nothing is written where another run has been begun."""
+        if not self._owns_folder:
+            check_unused(self.folder)
+        self._owns_folder = True
 
     def _done(self) -> float:
         return self._progress_at(self.progress.step)
@@ -258,11 +290,36 @@ class Trainer:
         }
         p.losses.clear()
         if last or p.step % o.evaluate_every == 0:
-            scores = self.evaluate()
-            line["held_out"] = {name: round(loss, 4) for name, (loss, _) in scores.items()}
-            line["accuracy"] = {name: round(accuracy, 4) for name, (_, accuracy) in scores.items()}
+            line |= self._evaluation()
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def _log_end(self) -> None:
+        """The last line of a finished run has an evaluation: a line of the steps since the one before, or that one."""
+        if self.progress.losses or self._fresh:
+            self._log(last=True)
+            return
+        log = self._read_log()
+        if log and log[-1]["step"] == self.progress.step and "held_out" not in log[-1]:
+            self._write_log([*log[:-1], log[-1] | self._evaluation()])
+
+    def _evaluation(self) -> dict[str, dict[str, float]]:
+        """The scores as a line of the log has them."""
+        scores = self.evaluate()
+        return {
+            "held_out": {name: round(loss, 4) for name, (loss, _) in scores.items()},
+            "accuracy": {name: round(accuracy, 4) for name, (_, accuracy) in scores.items()},
+        }
+
+    def _read_log(self) -> list[dict[str, Any]]:
+        path = self.folder / "log.jsonl"
+        return read_log(path) if path.exists() else []
+
+    def _write_log(self, log: Sequence[dict[str, Any]]) -> None:
+        """All of it anew, in one step: a process that is killed loses no line."""
+        fresh = self.folder / "log.jsonl.new"
+        fresh.write_text("".join(json.dumps(line) + "\n" for line in log))
+        fresh.replace(self.folder / "log.jsonl")
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, tuple[float, float]]:
@@ -281,7 +338,12 @@ class Trainer:
     # ------------------------------------------------------------ stop and continue
 
     def save(self) -> None:
-        """Write the whole state to ``folder/checkpoint``."""
+        """Write the whole state to ``folder/checkpoint``.
+
+        Raises:
+            InputError: the folder holds another run, which was not resumed.
+        """
+        self._own_folder()
         self._settle()
         tensors = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
         for name, optimizer in self.optimizers.items():
@@ -290,7 +352,11 @@ class Trainer:
         save(self.folder / "checkpoint", tensors, {"progress": asdict(self.progress)})
 
     def resume(self) -> None:
-        """Continue from ``folder/checkpoint``; log lines that are later than it are dropped."""
+        """Continue from ``folder/checkpoint``; log lines that are later than it are dropped.
+
+        Raises:
+            CheckpointNotFoundError: there is none.
+        """
         tensors, state = load(self.folder / "checkpoint")
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
@@ -299,10 +365,5 @@ class Trainer:
             restore_optimizer(optimizer, tensors, f"optimizer.{name}")
         torch.set_rng_state(tensors["rng"])
         self.progress = Progress(**state["progress"])
-        self._trim_log()
-
-    def _trim_log(self) -> None:
-        path = self.folder / "log.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= self.progress.step]
-        path.write_text("".join(line + "\n" for line in kept))
+        self._owns_folder = True
+        self._write_log([line for line in self._read_log() if line["step"] <= self.progress.step])
