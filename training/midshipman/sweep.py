@@ -9,13 +9,14 @@ One setting is changed at a time, beginning with the defaults of `train`. The ta
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from quarterdeck.training.checkpoint import delete
+from quarterdeck.training.curves import read_log
 from training.midshipman import train
 
 GRID = ("matrix-lr=0.01,0.04", "other-lr=0.0015,0.006", "logit-scale=0.25,1.0")
@@ -31,7 +32,7 @@ def settings(grid: Sequence[str]) -> Iterator[dict[str, str]]:
 
 
 def run_one(changes: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
-    """The last log line of a short run."""
+    """The last log line of a short run; an earlier run of these settings is deleted."""
     name = "_".join(f"{key}-{value}" for key, value in changes.items()) or "defaults"
     folder = args.out / name
     command = ["--run", str(folder), "--data", str(args.data), "--minutes", str(args.seconds / 60.0)]
@@ -39,8 +40,9 @@ def run_one(changes: dict[str, str], args: argparse.Namespace) -> dict[str, Any]
     command += [part for key, value in changes.items() for part in (f"--{key}", value)]
     command += args.extra.split()
     (folder / "log.jsonl").unlink(missing_ok=True)
+    delete(folder / "checkpoint")
     train.main(command)
-    return {"name": name, **json.loads((folder / "log.jsonl").read_text().splitlines()[-1])}
+    return {"name": name, **read_log(folder / "log.jsonl")[-1]}
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -57,7 +59,11 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line."""
+    """Command line.
+
+    Raises:
+        InputError: --data is not what `prepare` makes.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("training/runs/sweep"))
@@ -66,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--grid", action="append", help="name=value,value; may be given several times")
     parser.add_argument("--extra", default="", help="more arguments for train, as one string")
     args = parser.parse_args(arguments)
+    train.require_data(args.data)
     results = []
     for changes in settings(args.grid or GRID):
         results.append(run_one(changes, args))

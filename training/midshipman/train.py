@@ -4,7 +4,9 @@
     python -m training.midshipman.train --minutes 27 --device cuda --session-minutes 9    one GPU, medium size
     python -m training.midshipman.train ... --resume                                      go on where it stopped
 
-Reads what `prepare` made (--data), writes log.jsonl, settings.json, checkpoint/ and the curves under --run.
+Reads what `prepare` made (--data), writes log.jsonl, settings.json, checkpoint/ and the curves under --run. A session
+that goes on may change everything but size, logit scale, seed and matrix optimizer; settings.json has the command of
+every session and the step at which it began.
 --minutes is the whole training time, which the learning rate and the mixture follow; --session-minutes ends this call.
 """
 
@@ -22,16 +24,18 @@ import torch
 from torch import nn
 
 from quarterdeck.config import CohereConfig
+from quarterdeck.errors import CheckpointCorruptError, CheckpointNotFoundError, InputError
 from quarterdeck.model import CohereForCausalLM
 from quarterdeck.training.attention import PackedAttention
 from quarterdeck.training.batches import Batches, LocalBatches, WorkerBatches
-from quarterdeck.training.curves import write_curves
+from quarterdeck.training.checkpoint import find
+from quarterdeck.training.curves import read_log, write_curves
 from quarterdeck.training.layers import join_layers
 from quarterdeck.training.midshipman import vocabulary
 from quarterdeck.training.midshipman.mixture import BatchMaker, held_out_rows
 from quarterdeck.training.packing import Packer, pack, pack_stream
 from quarterdeck.training.schedule import Budget
-from quarterdeck.training.trainer import Trainer, TrainingOptions
+from quarterdeck.training.trainer import Trainer, TrainingOptions, check_unused
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "heads": 4, "groups": 2},
@@ -39,6 +43,10 @@ SIZES: dict[str, dict[str, int]] = {
     "medium": {"hidden_size": 320, "intermediate_size": 832, "num_hidden_layers": 8, "heads": 5, "groups": 5},
 }
 """0.6, 4.2 and 12.3 million parameters. Heads are 64 wide where copying counts: narrower ones mix tokens up."""
+DATA_FILES = ("passages.jsonl", "texts.jsonl", "knowledge.json", "tokenizer.json")
+"""What `prepare` makes."""
+KEPT = ("seed", "matrix_optimizer")
+"""Arguments that a run keeps to its end, besides its architecture."""
 
 
 def architecture(size: str, logit_scale: float) -> dict[str, Any]:
@@ -90,7 +98,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", choices=tuple(SIZES), help="default: medium on a GPU, small on a CPU")
     parser.add_argument("--tokens", type=int, help="tokens per step; default: 131072 on a GPU, 8192 on a CPU")
     parser.add_argument("--length", type=int, default=2048, help="on a GPU, tokens per row; on a CPU, longest document")
-    parser.add_argument("--workers", type=int, help="processes that make batches; default: all cores but one")
+    parser.add_argument("--workers", type=int, help="processes that make batches; default: 1, on a GPU all cores but 1")
     parser.add_argument("--logit-scale", type=float, default=0.5)
     parser.add_argument("--matrix-optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--matrix-lr", type=float, default=0.02)
@@ -135,14 +143,92 @@ def make_batches(args: argparse.Namespace) -> Batches:
     return WorkerBatches(build, args.workers) if args.workers else LocalBatches(build())
 
 
-def make_trainer(args: argparse.Namespace, batches: Batches) -> Trainer:
-    """The run that the arguments ask for; writes settings.json."""
-    fields = architecture(args.size, args.logit_scale)
-    model = build_model(fields, args.seed).to(args.device)
-    model.config.attn_implementation = PackedAttention() if args.attention == "packed" else args.attention
-    if args.attention == "packed":
-        join_layers(model)
-    options = TrainingOptions(
+def require_data(folder: Path) -> None:
+    """What `prepare` makes is there.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    missing = [name for name in DATA_FILES if not (folder / name).is_file()]
+    if missing:
+        raise InputError(
+            f"{folder} has no {', '.join(missing)}: make the data with "
+            f"python -m training.midshipman.prepare --out {folder}, or give --data another folder"
+        )
+
+
+def read_settings(run: Path) -> dict[str, Any]:
+    """What `write_settings` wrote.
+
+    Raises:
+        CheckpointNotFoundError: there is no settings.json.
+        CheckpointCorruptError: it is no JSON.
+    """
+    path = run / "settings.json"
+    if not path.is_file():
+        raise CheckpointNotFoundError(f"{path} is missing, which says what {run} was begun with: put it back")
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CheckpointCorruptError(f"{path} is no JSON ({error}): put back what it was") from error
+    return settings
+
+
+def check_same_run(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """The arguments go on with the run that has these settings.
+
+    Raises:
+        InputError: architecture, seed or matrix optimizer differ.
+    """
+    asked = architecture(args.size, args.logit_scale) | {name: str(getattr(args, name)) for name in KEPT}
+    begun = settings["architecture"] | {name: settings["command"].get(name, asked[name]) for name in KEPT}
+    names = [*asked, *(name for name in begun if name not in asked)]
+    changed = [f"{n} {begun.get(n)}, now {asked.get(n)}" for n in names if begun.get(n) != asked.get(n)]
+    if changed:
+        raise InputError(
+            f"{args.run} was begun with other settings, which a run keeps to its end ({'; '.join(changed)}): "
+            "give --size, --logit-scale, --seed and --matrix-optimizer as they were, or begin a run in another --run"
+        )
+
+
+def earlier_sessions(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The sessions of the run that is resumed, as settings.json has them; none of a new run. Writes nothing.
+
+    Raises:
+        InputError: the folder of a new run holds another run, or the one that is resumed has other settings.
+        CheckpointError: what is to be resumed is not there, or not readable.
+    """
+    if not args.resume:
+        check_unused(args.run)
+        return []
+    find(args.run / "checkpoint")
+    settings = read_settings(args.run)
+    check_same_run(args, settings)
+    # before sessions were listed, the last command was all that was kept, and not where it began
+    sessions: list[dict[str, Any]] = settings.get("sessions", [{"step": None, "command": settings["command"]}])
+    return sessions
+
+
+def write_settings(args: argparse.Namespace, earlier: Sequence[dict[str, Any]], step: int) -> None:
+    """settings.json: the architecture, this command, and the commands of all sessions with their first steps."""
+    command = {name: value if value is None else str(value) for name, value in vars(args).items()}
+    settings = {
+        "architecture": architecture(args.size, args.logit_scale),
+        "command": command,
+        "sessions": [*earlier, {"step": step, "command": command}],
+    }
+    fresh = args.run / "settings.json.new"
+    fresh.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    fresh.replace(args.run / "settings.json")
+
+
+def training_options(args: argparse.Namespace) -> TrainingOptions:
+    """How the run goes.
+
+    Raises:
+        InputError: the budget trains nothing, or is none.
+    """
+    return TrainingOptions(
         Budget(steps=args.steps, minutes=args.minutes),
         matrix_optimizer=args.matrix_optimizer,
         matrix_lr=args.matrix_lr,
@@ -156,30 +242,55 @@ def make_trainer(args: argparse.Namespace, batches: Batches) -> Trainer:
         compile=args.compile,
         bfloat16=None if args.dtype is None else args.dtype == "bfloat16",
     )
+
+
+def make_trainer(args: argparse.Namespace, options: TrainingOptions, batches: Batches) -> Trainer:
+    """A new run as the arguments ask for it."""
+    model = build_model(architecture(args.size, args.logit_scale), args.seed).to(args.device)
+    model.config.attn_implementation = PackedAttention() if args.attention == "packed" else args.attention
+    if args.attention == "packed":
+        join_layers(model)
     held_out_tokens = 2048 if args.device == "cpu" else 8192
     held_out = held_out_rows(args.data, packer(args.attention, held_out_tokens, max(args.length, 2048)))
-    args.run.mkdir(parents=True, exist_ok=True)
-    settings = {"architecture": fields, "command": {k: v if v is None else str(v) for k, v in vars(args).items()}}
-    (args.run / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return Trainer(model, batches, held_out, options, args.run)
 
 
+def report(args: argparse.Namespace, first: int, last: int) -> None:
+    """Draw the curves, and say what the session has done."""
+    print(f"steps done in this session: {last - first}; in all: {last}")
+    path = args.run / "log.jsonl"
+    log = read_log(path) if path.is_file() else []
+    if log:
+        write_curves(args.run)
+        print(json.dumps(log[-1]))
+    else:
+        print(f"log.jsonl has no line yet: it gets one every {args.log_every} steps")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train to the end of the budget, or of the session."""
+    """Train to the end of the budget, or of the session.
+
+    Raises:
+        InputError: arguments, data or the folder of the run do not fit; nothing has been written then.
+        CheckpointError: what is to be resumed is not there, or not readable.
+    """
     args = parse(arguments)
+    options = training_options(args)
+    require_data(args.data)
+    earlier = earlier_sessions(args)
     torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision("high")
     batches = make_batches(args)
     try:
-        trainer = make_trainer(args, batches)
+        trainer = make_trainer(args, options, batches)
         if args.resume:
             trainer.resume()
+        first = trainer.progress.step
+        write_settings(args, earlier, first)
         trainer.run(stop_seconds=None if args.session_minutes is None else 60.0 * args.session_minutes)
     finally:
         batches.close()
-    if (args.run / "log.jsonl").is_file() and (args.run / "log.jsonl").stat().st_size:
-        write_curves(args.run)
-    print((args.run / "log.jsonl").read_text().splitlines()[-1] if trainer.progress.step else "no step was taken")
+    report(args, first, trainer.progress.step)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,18 @@ def exists(folder: Path) -> bool:
     return _found(folder) is not None
 
 
+def find(folder: Path) -> Path:
+    """Where the files lie that `load` reads.
+
+    Raises:
+        CheckpointNotFoundError: there are none.
+    """
+    place = _found(folder)
+    if place is None:
+        raise CheckpointNotFoundError(f"no training checkpoint in {folder}; start without resuming to make one")
+    return place
+
+
 def delete(folder: Path) -> None:
     """Remove a checkpoint, if there is one, with all that a crash has left of it."""
     for place in _places(folder):
@@ -79,8 +91,6 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointNotFoundError: there is none.
     """
-    place = _found(folder)
-    if place is None:
-        raise CheckpointNotFoundError(f"no training checkpoint in {folder}; start without resuming to make one")
+    place = find(folder)
     state: dict[str, Any] = json.loads((place / "state.json").read_text())
     return load_file(place / "tensors.safetensors"), state
