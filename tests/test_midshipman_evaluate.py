@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from quarterdeck.auto import AutoModelForCausalLM, AutoTokenizer
 from quarterdeck.chat.template import Prompt
@@ -16,7 +17,8 @@ from quarterdeck.training.midshipman.cases import SIZES, make_groups
 from quarterdeck.training.midshipman.example import Example
 from quarterdeck.training.midshipman.scoring import METRICS
 
-SCALE = 0.2
+SCALE, TINY_SCALE = 0.2, 0.01
+Judged = Callable[..., int]
 
 
 class Perfect:
@@ -37,8 +39,10 @@ class Wrong:
 
     def __init__(self, text: str = "Once upon a time") -> None:
         self.text = text
+        self.asked: list[str] = []
 
     def complete(self, prompts: Sequence[Prompt]) -> list[str]:
+        self.asked += [prompt.text for prompt in prompts]
         return [self.text for _ in prompts]
 
     def continue_ids(self, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
@@ -150,19 +154,65 @@ def test_rows_know_their_gates() -> None:
     assert evaluation.markdown(rows).count("MISSED") == 7
 
 
-def test_a_model_on_disk_is_evaluated_and_the_exit_code_says_that_it_fails(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_on_disk_answers_in_batches_as_alone_and_within_its_context() -> None:
     model, tokenizer = (auto.from_pretrained("midshipman") for auto in (AutoModelForCausalLM, AutoTokenizer))
-    batched = evaluation.BatchedModel(model, tokenizer, batch=2, longest=3)
     prompts = [one.prompt() for one in make_groups(0.02)["chat"]]
-    alone = [evaluation.BatchedModel(model, tokenizer, longest=3).complete([prompt])[0] for prompt in prompts]
-    assert batched.complete(prompts) == alone
+
+    def batched(batch: int, longest: int) -> evaluation.BatchedModel:
+        return evaluation.BatchedModel(model, tokenizer, batch=batch, longest=longest)
+
+    alone = [batched(1, 3).complete([prompt])[0] for prompt in prompts]
+    assert all(alone)
+    assert batched(2, 3).complete(prompts) == alone
+    (two_tokens,) = batched(1, 2).complete(prompts[:1])
+    assert two_tokens
     model.config.max_position_embeddings = len(prompts[0].token_ids(tokenizer)) + 2
-    assert batched.complete(prompts[:1])[0] == "".join(alone[:1])[: len(batched.complete(prompts[:1])[0])]
+    assert batched(2, 3).complete(prompts[:1]) == [two_tokens]
     model.config.max_position_embeddings -= 2
-    assert batched.complete(prompts[:1]) == [""]
-    model.config.max_position_embeddings = 2048
-    rows = evaluation.evaluate(batched, scale=0.001, gate="cpu")
-    (tmp_path / "rows.json").write_text(json.dumps([row.passes for row in rows]))
-    assert not all(json.loads((tmp_path / "rows.json").read_text()))
+    assert batched(2, 3).complete(prompts[:1]) == [""]
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> Judged:
+    """Calls the command with a candidate in place of the model on disk; the exit code."""
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda folder, dtype: torch.nn.Module())
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda folder: None)
+
+    def call(candidate: evaluation.Candidate, *more: str) -> int:
+        monkeypatch.setattr(evaluation, "BatchedModel", lambda model, tokenizer, batch: candidate)
+        return evaluation.main(["folder", "--scale", str(TINY_SCALE), "--seed", "3", *more])
+
+    return call
+
+
+def test_the_exit_code_says_whether_every_gate_is_passed(judged: Judged, capsys: pytest.CaptureFixture[str]) -> None:
+    perfect = Perfect(make_groups(TINY_SCALE, seed=3))
+    for gate in ("cpu", "gpu"):
+        assert judged(perfect, "--gates", gate) == 0
+        assert "MISSED" not in capsys.readouterr().out
+        assert judged(Wrong(), "--gates", gate) == 1
+        assert capsys.readouterr().out.count("MISSED") == 7
+    assert judged(Wrong()) == 0  # no gates, nothing to miss
+
+
+def test_one_missed_gate_fails_all(judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
+    perfect = Perfect(make_groups(TINY_SCALE, seed=3))
+    monkeypatch.setattr(evaluation, "gates", lambda name: {"format": 1.0, evaluation.INDUCTION: 1.01})
+    assert judged(perfect, "--gates", "cpu") == 1
+
+
+def test_rows_table_and_examples_are_written_of_one_generation(judged: Judged, tmp_path: Path) -> None:
+    cases = make_groups(TINY_SCALE, seed=3)
+    paths = [tmp_path / name for name in ("rows.json", "table.md", "said.jsonl")]
+    options = [str(part) for pair in zip(("--json", "--markdown", "--examples"), paths, strict=True) for part in pair]
+    wrong = Wrong("Ich weiß es nicht.")
+    assert judged(wrong, "--gates", "cpu", *options) == 1
+    rows = evaluation.evaluate(Wrong("Ich weiß es nicht."), scale=TINY_SCALE, seed=3, gate="cpu")
+    assert json.loads(paths[0].read_text()) == [asdict(row) for row in rows]
+    assert paths[1].read_text() == evaluation.markdown(rows)
+    said = [json.loads(line) for line in paths[2].read_text(encoding="utf-8").splitlines()]
+    expected = [(name, one.messages[-1].content, one.completion) for name, group in cases.items() for one in group]
+    assert [(one["group"], one["asked"], one["expected"]) for one in said] == expected
+    assert {one["said"] for one in said} == {"Ich weiß es nicht."}
+    assert "weiß" in paths[2].read_text(encoding="utf-8")  # readable, not escaped
+    assert len(wrong.asked) == len(set(wrong.asked))  # nothing is generated a second time

@@ -176,9 +176,9 @@ def gates(name: str | None) -> dict[str, float]:
     return found
 
 
-def induction(candidate: Candidate, count: int, seed: int, span: int = 64) -> tuple[int, int]:
-    """Right tokens, and all: random spans are begun a second time, and the model goes on."""
-    rng = random.Random(f"induction {seed}")
+def induction(candidate: Candidate, scale: float, seed: int, span: int = 64) -> tuple[int, int]:
+    """Right tokens, and all: random spans, 16 times `scale`, are begun a second time, and the model goes on."""
+    rng, count = random.Random(f"induction {seed}"), max(1, round(16 * scale))
     spans = [[rng.randrange(8, 8163) for _ in range(span)] for _ in range(count)]
     begun = [[5, *one, *one[:GIVEN]] for one in spans]
     made = candidate.continue_ids(begun, span - GIVEN)
@@ -188,9 +188,13 @@ def induction(candidate: Candidate, count: int, seed: int, span: int = 64) -> tu
 
 def evaluate(candidate: Candidate, *, scale: float = 1.0, seed: int = 7, gate: str | None = None) -> list[Row]:
     """The table."""
-    outcomes = run_cases(candidate, make_groups(scale, seed))
+    return table(run_cases(candidate, make_groups(scale, seed)), induction(candidate, scale, seed), gate)
+
+
+def table(outcomes: Sequence[Outcome], repeated: tuple[int, int], gate: str | None = None) -> list[Row]:
+    """A row for every metric, of what `run_cases` and `induction` have found."""
     asked = gates(gate)
-    counts = {INDUCTION: induction(candidate, max(1, round(16 * scale)), seed)}
+    counts = {INDUCTION: repeated}
     for metric, (names, score) in METRICS.items():
         scores = [score(one) for one in outcomes if one.group in names]
         known = [one for one in scores if one is not None]
@@ -232,9 +236,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(args.device)
     candidate = BatchedModel(model, AutoTokenizer.from_pretrained(args.model), batch=args.batch)
     began = time.monotonic()
+    outcomes = run_cases(candidate, make_groups(args.scale, args.seed))
     if args.examples:
-        write_examples(candidate, args.examples, args.scale, args.seed)
-    rows = evaluate(candidate, scale=args.scale, seed=args.seed, gate=args.gates)
+        write_examples(outcomes, args.examples)
+    rows = table(outcomes, induction(candidate, args.scale, args.seed), args.gates)
     print(markdown(rows) + f"\n{time.monotonic() - began:.0f} seconds")
     if args.json:
         args.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
@@ -243,10 +248,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(row.passes for row in rows) else 1
 
 
-def write_examples(candidate: Candidate, path: Path, scale: float, seed: int) -> None:
+def write_examples(outcomes: Iterable[Outcome], path: Path) -> None:
     """What was asked, expected and said, to read where it goes wrong."""
     with path.open("w", encoding="utf-8") as file:
-        for one in run_cases(candidate, make_groups(scale, seed)):
+        for one in outcomes:
             asked = one.example.messages[-1].content
             row = {"group": one.group, "asked": asked, "expected": one.example.completion, "said": one.text}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
