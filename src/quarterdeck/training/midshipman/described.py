@@ -12,6 +12,8 @@ from quarterdeck.training.midshipman.grammar import options, text_lines, word_li
 from quarterdeck.training.midshipman.invention import Inventor
 from quarterdeck.training.midshipman.schemas import is_held_out
 
+HELD_OUT = ("tallest penguins",)
+"""What the best known example of the format asks about: never trained on in these words."""
 _FACTS = {
     "live": "habitat",
     "eat": "food_animal",
@@ -39,6 +41,8 @@ def species_question(inventor: Inventor) -> Question:
     """Asked by a superlative that one document gives, about a fact that another one gives."""
     rng, lists = inventor.rng, word_lists("species.txt")
     group, superlative = rng.choice(lists["groups"]), rng.choice(lists["superlatives"])
+    while f"{superlative} {group}" in HELD_OUT:
+        group = rng.choice(lists["groups"])
     firsts = [name if rng.random() < 0.3 else inventor.name() for name in rng.sample(lists["first"], 3)]
     names = [f"{first} {group}" for first in firsts]
     predicate, question, kind = rng.choice(_forms())

@@ -24,7 +24,12 @@ from quarterdeck.chat.template import CitationMode, Prompt, render
 from quarterdeck.tokenizer import CohereTokenizerFast
 
 BOS, END_OF_TURN = "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>"
+_INSTRUCTIONS = ("Carefully perform", "Write 'A")
+_FIXED = ("# Safety Preamble", *_INSTRUCTIONS)
 _USER_PREAMBLE, _TOOLS = "# User Preamble\n", "\n\n## Available Tools\n"
+
+Segment = tuple[Literal["control", "text"], str, bool]
+"""A control token or a text, and whether the model is to learn to write it."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Example:
         completion: what the model writes, the end of the turn not included; or the plain text.
         documents, tools, citation_mode, multi_step: as in `render`.
         about: what an evaluation needs to know: the value asked for, the schema, and so on.
+        bare: the prompt has neither preamble nor instructions.
+        written_out: all that the model sees, in place of messages and completion.
     """
 
     family: str
@@ -47,6 +54,8 @@ class Example:
     citation_mode: CitationMode = "accurate"
     multi_step: bool = True
     about: dict[str, Any] = field(default_factory=dict)
+    bare: bool = False
+    written_out: tuple[Segment, ...] = ()
 
     def options(self) -> dict[str, Any]:
         """What `answer` takes besides the messages."""
@@ -62,18 +71,17 @@ class Example:
         return render(list(self.messages), **self.options())
 
 
-Segment = tuple[Literal["control", "text"], str, bool]
-
-
 def segments(example: Example, *, compact: bool = False) -> list[Segment]:
     """(kind, text, supervised) of everything that the model sees: the prompt, the completion, the end of the turn.
 
     Earlier answers of a chat without documents and tools are supervised as well.
     """
+    if example.written_out:
+        return list(example.written_out)
     if not example.messages:
         return [("control", BOS, False), ("text", example.completion, True), ("control", END_OF_TURN, True)]
     prompt = example.prompt()
-    parts = compacted(prompt) if compact else prompt.parts
+    parts = bared(prompt) if example.bare else compacted(prompt) if compact else prompt.parts
     spoken = _spoken(parts) if prompt.format == "default" else frozenset()
     found: list[Segment] = [(kind, text, number in spoken) for number, (kind, text) in enumerate(parts)]
     return [*found, ("text", example.completion, True), ("control", END_OF_TURN, True)]
@@ -92,13 +100,20 @@ def compacted(prompt: Prompt) -> tuple[Part, ...]:
     return tuple((kind, _short(text) if kind == "text" else text) for kind, text in prompt.parts)
 
 
+def bared(prompt: Prompt) -> tuple[Part, ...]:
+    """The parts of a prompt without the turns that hold its format's fixed texts."""
+    fixed = [n for n, (kind, text) in enumerate(prompt.parts) if kind == "text" and text.startswith(_FIXED)]
+    dropped = {place for n in fixed for place in (n - 2, n - 1, n, n + 1)}  # the start of the turn, who, and its end
+    return tuple(part for n, part in enumerate(prompt.parts) if n not in dropped)
+
+
 def _short(text: str) -> str:
     if text.startswith("# Safety Preamble"):
         if _TOOLS in text:
             return text[text.index(_TOOLS) :].lstrip("\n")
         own = text[text.index(_USER_PREAMBLE) + len(_USER_PREAMBLE) :]
         return "# User Preamble" if own.startswith("## Task and Context") else own
-    if text.startswith(("Carefully perform", "Write 'A")):
+    if text.startswith(_INSTRUCTIONS):
         return "\n".join(_headings(text))
     return text
 

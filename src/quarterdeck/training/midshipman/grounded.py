@@ -21,7 +21,14 @@ from quarterdeck.training.midshipman.answers import (
     statement,
 )
 from quarterdeck.training.midshipman.invention import Inventor
-from quarterdeck.training.midshipman.schemas import Attribute, Schema, attributes, properties, schemas
+from quarterdeck.training.midshipman.schemas import (
+    Attribute,
+    Schema,
+    attributes,
+    is_unseen,
+    properties,
+    schemas,
+)
 
 _PEOPLE = {"employee", "artist", "neighbour"}
 
@@ -116,20 +123,33 @@ class SchemaQuestions:
         """One question with its documents; `kind` is one of ``KINDS``, or drawn."""
         rng = inventor.rng
         schema = rng.choice(self._schemas)
-        shared = rng.sample(schema.attributes, min(len(schema.attributes), rng.choice((1, 2, 3, 3, 4, 5))))
+        shared = self._some(schema, rng)
         things = [make_thing(schema, inventor, shared) for _ in range(rng.choice((1, 2, 2, 3, 3, 4, 5)))]
         if rng.random() < 0.35:
             other = rng.choice(self._schemas)
             things.append(make_thing(other, inventor, rng.sample(other.attributes, min(3, len(other.attributes)))))
+        things = list({thing.name: thing for thing in things}.values())  # a name means one thing
         chosen = kind or rng.choices(tuple(KINDS), weights=tuple(weight for weight, _ in KINDS.values()))[0]
         return KINDS[chosen][1](self, things, inventor)
+
+    def _some(self, schema: Schema, rng: random.Random) -> list[str]:
+        """Some of the attributes; one at least that can be asked for."""
+        keys = rng.sample(schema.attributes, min(len(schema.attributes), rng.choice((1, 2, 3, 3, 4, 5))))
+        if self._wordings and not any(map(is_unseen, keys)):
+            keys[0] = rng.choice([key for key in schema.attributes if is_unseen(key)])
+        return keys
+
+    def _fact(self, facts: Sequence[Fact], rng: random.Random) -> Fact:
+        """What is asked for: where wordings are held out, one that is not trained on in the wordings it has."""
+        unseen = [fact for fact in facts if is_unseen(fact.attribute.key)] if self._wordings else []
+        return rng.choice(unseen or facts)
 
     def _documents(self, things: Sequence[Thing], inventor: Inventor) -> list[tuple[str, str]]:
         return [(_title(thing, inventor.rng), describe(thing, thing.facts, inventor.rng)) for thing in things]
 
     def _single(self, things: list[Thing], inventor: Inventor) -> Question:
         rng = inventor.rng
-        target, fact = things[0], rng.choice(things[0].facts)
+        target, fact = things[0], self._fact(things[0].facts, rng)
         texts = self._documents(things, inventor)
         holders = [0]
         if rng.random() < 0.1:  # the same fact in a second document, in the same words
@@ -141,7 +161,8 @@ class SchemaQuestions:
         return Question(loosened(asked, rng), documents, (answer,), about=self._about(target, fact, things))
 
     def _about(self, thing: Thing, fact: Fact, things: Sequence[Thing]) -> dict[str, object]:
-        rivals = [f.value for t in things for f in t.facts if f.attribute is fact.attribute and f.value != fact.value]
+        same = [f.value for t in things for f in t.facts if f.attribute is fact.attribute]
+        rivals = [value for value in (*same, *(f.value for f in thing.facts)) if value != fact.value]
         return {"schema": thing.schema, "attribute": fact.attribute.key, "rivals": rivals}
 
     def _split(self, things: list[Thing], inventor: Inventor) -> Question:
@@ -157,8 +178,8 @@ class SchemaQuestions:
             for p in parts
         ]
         documents, places = shuffled([make_document(*text, inventor) for text in (*both, *texts)], rng)
-        which = rng.randrange(2)
-        fact = rng.choice(parts[which])
+        fact = self._fact(target.facts, rng)
+        which = 0 if fact in parts[0] else 1
         asked = named(fact.asked(rng, self._wordings), target.name, True)
         answer = answer_of(target, fact, [places[which]])
         about = self._about(target, fact, things)
@@ -167,7 +188,10 @@ class SchemaQuestions:
     def _reverse(self, things: list[Thing], inventor: Inventor) -> Question:
         """Which thing has this value?"""
         rng, target = inventor.rng, things[0]
-        facts = [fact for fact in target.facts if fact.template.startswith("<e> ")]
+        elsewhere = {(fact.attribute.key, fact.value) for thing in things[1:] for fact in thing.facts}
+        facts = [
+            f for f in target.facts if f.template.startswith("<e> ") and (f.attribute.key, f.value) not in elsewhere
+        ]
         if not facts or target.schema in _PEOPLE:
             return self._single(things, inventor)
         fact = rng.choice(facts)
@@ -217,7 +241,7 @@ class SchemaQuestions:
     def _missing(self, things: list[Thing], inventor: Inventor) -> Question:
         """The attribute is not there, or the thing is not."""
         rng = inventor.rng
-        fact = rng.choice(things[0].facts)
+        fact = self._fact(things[0].facts, rng)
         if rng.random() < 0.5 and len(things) > 1:
             kept = things[1:]
         else:
@@ -306,7 +330,7 @@ def property_question(inventor: Inventor, *, held_out: bool = False) -> Question
     name_kind = rng.choice(_NAME_KINDS)
     nouns = rng.sample(properties(held_out), rng.choice((1, 2, 2, 3)))
     names = [inventor.value(name_kind) for _ in range(rng.choice((1, 2, 3, 3, 4)))]
-    if rng.random() < 0.1:  # what everybody knows is not so here
+    if not held_out and rng.random() < 0.1:  # what everybody knows is not so here
         names = rng.sample(_COUNTRIES, len(names))
         nouns = [rng.choice(_KNOWN)]
     facts = [

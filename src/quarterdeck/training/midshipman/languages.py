@@ -85,8 +85,8 @@ def _name(language: str, inventor: Inventor) -> str:
     return inventor.rng.choice(names) + (inventor.rng.choice(names) if inventor.rng.random() < 0.4 else "")
 
 
-def _values(language: str, template: str, inventor: Inventor) -> dict[str, str]:
-    """The slots of a template, and which of them is asked for by the order of importance."""
+def _values(language: str, inventor: Inventor) -> dict[str, str]:
+    """What is put into the slots of a template."""
     person = _name(language, inventor) if language in _NAMES else inventor.value("person")
     return {"<n>": _name(language, inventor), "<p>": person, "<v>": str(inventor.rng.randint(2, 2400))}
 
@@ -96,7 +96,8 @@ def grounded_in_language(inventor: Inventor) -> Example:
     rng = inventor.rng
     one = rng.choice(frames())
     template, asks = rng.choice(one.facts)
-    things = [_values(one.language, template, inventor) for _ in range(rng.choice((1, 2, 3)))]
+    made = [_values(one.language, inventor) for _ in range(rng.choice((1, 2, 3)))]
+    things = list({thing["<n>"]: thing for thing in made}.values())  # a name means one thing
     asked_slot = next(slot for slot in ("<v>", "<p>", "<n>") if slot in template and slot not in asks[0])
     texts = [(values["<n>"], _put(template, values)) for values in things]
     documents, places = shuffled([Document({"title": title, "text": text}) for title, text in texts], rng)
@@ -106,9 +107,9 @@ def grounded_in_language(inventor: Inventor) -> Example:
         (things[0][asked_slot], (places[0],)),
         (_put(after, things[0]), ()),
     )
-    question = Question(
-        _put(rng.choice(asks), things[0]), documents, (Statement(pieces),), about={"language": one.language}
-    )
+    rivals = [thing[asked_slot] for thing in things[1:] if thing[asked_slot] != things[0][asked_slot]]
+    about = {"language": one.language, "rivals": rivals}
+    question = Question(_put(rng.choice(asks), things[0]), documents, (Statement(pieces),), about=about)
     return grounded_example("languages", question, rng)
 
 

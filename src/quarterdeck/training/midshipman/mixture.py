@@ -15,10 +15,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from quarterdeck.tokenizer import CohereTokenizerFast
 from quarterdeck.training.midshipman import primer
 from quarterdeck.training.midshipman.answers import grounded_example
 from quarterdeck.training.midshipman.described import event_question, species_question
+from quarterdeck.training.midshipman.drills import ask_many, call_many, find_document, find_documents, find_newest
 from quarterdeck.training.midshipman.example import Encoded, Example, ExampleEncoder
 from quarterdeck.training.midshipman.grammar import blocks, explanation, story
 from quarterdeck.training.midshipman.grounded import SchemaQuestions, property_question
@@ -31,40 +34,124 @@ from quarterdeck.training.packing import Ids, PackedRows, Packer
 
 BOS_ID, END_ID, LAST_ORDINARY = 5, 8164, 8163
 
-SHARES: Mapping[str, tuple[float, float]] = {
-    "repeat": (0.16, 0.02),
-    "table": (0.12, 0.01),
-    "schema": (0.18, 0.30),
-    "property": (0.11, 0.09),
-    "event": (0.07, 0.06),
-    "species": (0.02, 0.03),
-    "natural": (0.10, 0.12),
-    "summary": (0.01, 0.01),
-    "call": (0.06, 0.18),
-    "two_calls": (0.01, 0.02),
-    "direct": (0.01, 0.02),
-    "results": (0.02, 0.04),
-    "two_steps": (0.01, 0.03),
-    "chat": (0.05, 0.08),
-    "languages": (0.02, 0.04),
-    "text": (0.08, 0.06),
-}
-"""Shares of the examples at the beginning, and from `SETTLED` on; before that they change steadily."""
-SETTLED = 0.4
+STAGES: tuple[tuple[float, Mapping[str, float]], ...] = (
+    (
+        0.0,
+        {
+            "repeat": 0.20,
+            "table": 0.16,
+            "find_many": 0.10,
+            "schema": 0.16,
+            "property": 0.11,
+            "event": 0.05,
+            "natural": 0.08,
+            "call": 0.05,
+            "chat": 0.03,
+            "text": 0.06,
+        },
+    ),
+    (
+        0.10,
+        {
+            "repeat": 0.05,
+            "table": 0.03,
+            "find": 0.10,
+            "find_many": 0.45,
+            "schema": 0.12,
+            "property": 0.08,
+            "event": 0.02,
+            "natural": 0.05,
+            "call": 0.05,
+            "chat": 0.02,
+            "text": 0.03,
+        },
+    ),
+    (
+        0.20,
+        {
+            "repeat": 0.03,
+            "table": 0.02,
+            "find": 0.15,
+            "find_many": 0.08,
+            "find_newest": 0.36,
+            "ask_many": 0.08,
+            "call_many": 0.05,
+            "schema": 0.08,
+            "property": 0.05,
+            "natural": 0.03,
+            "call": 0.04,
+            "chat": 0.01,
+            "text": 0.02,
+        },
+    ),
+    (
+        0.65,
+        {
+            "repeat": 0.02,
+            "table": 0.01,
+            "find": 0.06,
+            "find_many": 0.01,
+            "find_newest": 0.05,
+            "ask_many": 0.12,
+            "call_many": 0.06,
+            "schema": 0.22,
+            "property": 0.06,
+            "event": 0.04,
+            "species": 0.02,
+            "natural": 0.07,
+            "summary": 0.01,
+            "call": 0.09,
+            "two_calls": 0.01,
+            "direct": 0.01,
+            "results": 0.02,
+            "two_steps": 0.02,
+            "chat": 0.04,
+            "languages": 0.02,
+            "text": 0.04,
+        },
+    ),
+    (
+        0.90,
+        {
+            "repeat": 0.01,
+            "table": 0.01,
+            "find": 0.02,
+            "find_newest": 0.02,
+            "ask_many": 0.04,
+            "call_many": 0.02,
+            "schema": 0.27,
+            "property": 0.07,
+            "event": 0.05,
+            "species": 0.02,
+            "natural": 0.09,
+            "summary": 0.01,
+            "call": 0.14,
+            "two_calls": 0.01,
+            "direct": 0.02,
+            "results": 0.03,
+            "two_steps": 0.02,
+            "chat": 0.06,
+            "languages": 0.04,
+            "text": 0.05,
+        },
+    ),
+)
+"""Shares of the examples from a progress on; between two stages they change steadily, after the last one no more."""
+FAMILIES = tuple(dict.fromkeys(name for _, shares in STAGES for name in shares))
 
 
 def share(name: str, progress: float) -> float:
     """The share of a family when training has come so far."""
-    first, last = SHARES[name]
-    return first + (last - first) * min(1.0, progress / SETTLED)
+    places = [place for place, _ in STAGES]
+    return float(np.interp(progress, places, [shares.get(name, 0.0) for _, shares in STAGES]))
 
 
 def compact_share(progress: float) -> float:
-    """Which part of the prompts is compact: most of them for three quarters of the time, one in ten at the end.
+    """Which part of the prompts is compact: most of them for three quarters of the time, one in three at the end.
 
     What is learned from compact prompts holds for full ones at once, and costs less than half the tokens.
     """
-    return max(0.1, min(0.85, 3.9 - 4.2 * progress))
+    return max(0.33, min(0.85, 4.6 - 4.8 * progress))
 
 
 @dataclass(frozen=True)
@@ -96,6 +183,11 @@ class Mixture:
         self._makers: dict[str, Callable[[Inventor], Example | Encoded]] = {
             "repeat": lambda i: primer.repeated_tokens(i.rng, bos=BOS_ID, end=END_ID, last=LAST_ORDINARY),
             "table": primer.table_text,
+            "find": find_document,
+            "find_many": find_documents,
+            "find_newest": find_newest,
+            "ask_many": ask_many,
+            "call_many": call_many,
             "schema": lambda i: grounded_example("schema", schema.question(i), i.rng),
             "property": lambda i: grounded_example("property", property_question(i), i.rng),
             "event": lambda i: grounded_example("event", event_question(i), i.rng),
@@ -115,10 +207,9 @@ class Mixture:
     def examples(self, rng: random.Random, progress: float) -> Iterator[tuple[str, Example | Encoded]]:
         """Families and their examples, endlessly."""
         inventor = Inventor(rng)
-        names = tuple(SHARES)
-        weights = [share(name, progress) for name in names]
+        weights = [share(name, progress) for name in FAMILIES]
         while True:
-            (name,) = rng.choices(names, weights)
+            (name,) = rng.choices(FAMILIES, weights)
             yield name, self._makers[name](inventor)
 
     def of_family(self, name: str, inventor: Inventor) -> Example | Encoded:
@@ -172,7 +263,7 @@ def held_out_rows(folder: Path, packer: Packer, seed: int = 0) -> dict[str, Pack
     """A batch of fresh examples for every family, with full prompts: what the curves are drawn from."""
     mixture, encoder = Mixture(Materials.read(folder)), ExampleEncoder(read_tokenizer(folder))
     batches = {}
-    for name in SHARES:
+    for name in FAMILIES:
         inventor = Inventor(random.Random(f"held out {seed} {name}"))
         batches[name] = packer(_endless(mixture, encoder, name, inventor))
     return batches

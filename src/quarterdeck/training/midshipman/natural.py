@@ -1,8 +1,8 @@
 """Sentences that people wrote, as documents: find the one that is asked about, and repeat it.
 
-The passages come from a file that training/midshipman/prepare.py makes of permissively licensed texts, one JSON object
-a line: ``source``, ``title``, ``sentences``, and ``subjects``: for each sentence what it is about, or "". What a model
-learns here is what helps with documents of its users: words of the question lead to the sentence.
+The passages come from a file that training/midshipman/prepare.py makes of permissively licensed texts, one JSON
+object a line: ``source``, ``title`` and ``sentences``. What a model learns here is what helps with documents of its
+users: words of the question lead to the sentence.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _STOP = frozenset(
     "two three first second last new old good great well make made upon while because until since though although "
     "however therefore thus like said say says see used using use without within among along per via etc".split()
 )
-_ENDINGS = ("ed", "ly", "ing", "'s")
 """Words that are hardly ever what a sentence is about."""
+_ENDINGS = ("ed", "ly", "ing", "'s")
 _DEFINES = re.compile(r"^((?:The |An? )?[A-Za-z][\w' -]{2,40}?) (is|are|was|were|means) (?:an? |the |one |any )")
 _FORMS = (
     "What does the text say about {s}?",
@@ -93,7 +93,8 @@ class NaturalQuestions:
             place = rng.randrange(len(window))
             asked = self.ask(window[place], rng)
             if asked is not None:
-                place = next((n for n, one in enumerate(window) if asked[1].lower() in one.lower()), place)
+                whole = re.compile(rf"\b{re.escape(asked[1])}\b", re.IGNORECASE)
+                place = next((n for n, one in enumerate(window) if whole.search(one)), place)
                 break
         else:
             raise AssertionError("twenty passages without a good sentence: prepare lets none such through")

@@ -10,7 +10,7 @@ import random
 
 import numpy as np
 
-from quarterdeck.training.midshipman.example import Encoded, Example
+from quarterdeck.training.midshipman.example import BOS, END_OF_TURN, Encoded, Example, Segment
 from quarterdeck.training.midshipman.invention import Inventor
 
 FIRST_ORDINARY = 8
@@ -35,7 +35,7 @@ def repeated_tokens(rng: random.Random, *, bos: int, end: int, last: int, length
 
 
 def table_text(inventor: Inventor) -> Example:
-    """Keys and values, then some of the keys asked again; all of it is plain text."""
+    """Keys and values, then some of these lines again, which are what is learned: the first ones nobody can foresee."""
     rng = inventor.rng
     kinds = rng.choice(
         (
@@ -54,4 +54,5 @@ def table_text(inventor: Inventor) -> Example:
     )
     listed = [form.format(k=k, v=v) for k, v in rows.items()]
     again = rng.sample(listed, rng.randint(1, len(listed)))
-    return Example("primer", (), "\n".join([*listed, *again]))
+    said: tuple[Segment, ...] = (("text", "\n".join(listed) + "\n", False), ("text", "\n".join(again), True))
+    return Example("table", (), "", written_out=(("control", BOS, False), *said, ("control", END_OF_TURN, True)))

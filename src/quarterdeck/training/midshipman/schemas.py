@@ -1,18 +1,30 @@
 """What documents say about invented things: kinds of things, their attributes, and the wordings of both.
 
 The texts are texts/schemas.txt and texts/attributes.txt. Held out are the schemas marked there, and one question
-wording in six, chosen by a checksum of its text: the split is a matter of names, and never of chance.
+wording in six, chosen by a checksum of its text: the split is a matter of names, and never of chance. What is trained
+on anywhere is held out nowhere: neither a wording that another attribute shares, nor a property that is an attribute.
 """
 
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import dataclass
 from functools import cache
 
-from quarterdeck.training.midshipman.grammar import blocks, expanded, options, text_lines, word_lists
+from quarterdeck.training.midshipman.grammar import Block, blocks, expanded, options, text_lines, word_lists
 
 HELD_OUT_EVERY = 6
+TWO_STEP_NOUNS = (
+    ("person", "captain"),
+    ("person", "owner"),
+    ("company", "maker"),
+    ("town", "home port"),
+    ("person", "director"),
+    ("code", "serial number"),
+    ("hotel", "hotel"),
+)
+"""What is looked up first where two lookups are needed: kind of value, noun."""
 
 
 def is_held_out(text: str, every: int = HELD_OUT_EVERY) -> bool:
@@ -53,15 +65,35 @@ class Schema:
 @cache
 def attributes() -> dict[str, Attribute]:
     """All attributes by key."""
-    found = {}
+    found, kept = {}, {text for block in blocks("attributes.txt") for text in _trained(_wordings(block))}
     for block in blocks("attributes.txt"):
         key, _, kind = (part.strip() for part in block.name.partition(":"))
         statements = tuple(text for line in block.tagged["S"] for text in expanded(line))
-        wordings = [text for line in block.tagged["Q"] for one in options(line) for text in expanded(one)]
-        held_out = tuple(text for text in wordings[1:] if is_held_out(text))[: len(wordings) - 2]
-        kept = tuple(text for text in wordings if text not in held_out)
-        found[key] = Attribute(key, kind, statements, kept, held_out)
+        wordings = _wordings(block)
+        questions = tuple(text for text in wordings if text in kept)
+        found[key] = Attribute(key, kind, statements, questions, tuple(t for t in wordings if t not in kept))
     return found
+
+
+def _wordings(block: Block) -> list[str]:
+    return [text for line in block.tagged["Q"] for one in options(line) for text in expanded(one)]
+
+
+def _trained(wordings: list[str]) -> list[str]:
+    """All but one in six; the first, and at least two."""
+    held_out = [text for text in wordings[1:] if is_held_out(text)][: len(wordings) - 2]
+    return [text for text in wordings if text not in held_out]
+
+
+@cache
+def trained_attributes() -> frozenset[str]:
+    """Keys of the attributes of schemas that are trained on."""
+    return frozenset(key for schema in schemas(False) for key in schema.attributes)
+
+
+def is_unseen(key: str) -> bool:
+    """Whether an attribute can be asked for in a way that is never trained on."""
+    return key not in trained_attributes() or bool(attributes()[key].held_out_questions)
 
 
 @cache
@@ -78,4 +110,12 @@ def schemas(held_out: bool) -> tuple[Schema, ...]:
 def properties(held_out: bool) -> tuple[tuple[str, str], ...]:
     """(noun, kind of value) of texts/nouns.txt, to train on or held out."""
     pairs = [(noun, kind) for kind, nouns in word_lists("nouns.txt").items() for noun in nouns]
-    return tuple(pair for pair in pairs if is_held_out(pair[0]) == held_out)
+    return tuple(pair for pair in pairs if (is_held_out(pair[0]) and pair[0] not in _told()) == held_out)
+
+
+@cache
+def _told() -> frozenset[str]:
+    """Nouns that attributes of the schemas, or lookups in two steps, are told and asked by."""
+    sentences = [text for one in attributes().values() for text in (*one.statements, *one.questions)]
+    found = {match[1].lower() for text in sentences for match in re.finditer(r"(?:The|the) ([\w -]+?) of <e>", text)}
+    return frozenset(found | {noun for _, noun in TWO_STEP_NOUNS})

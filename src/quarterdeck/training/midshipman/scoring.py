@@ -49,11 +49,15 @@ def format_right(case: Outcome) -> bool:
 
 
 def answer_right(case: Outcome) -> bool:
-    """Every value that is asked for is in the text, and none of the values that other documents give for it."""
+    """Every value that is asked for is in the text, and none of its rivals.
+
+    Rivals are what is told of other things in its place, and what else is told of the thing: repeating documents is no
+    answer.
+    """
     said, about = f" {plain(case.reply.text)} ", case.example.about
     expected = f" {plain(about['answer'])} "
     wrong = [rival for rival in about.get("rivals", ()) if _has(said, rival) and not _has(expected, rival)]
-    return all(_has(said, value) for value in about["values"]) and not wrong
+    return bool(about["values"]) and all(_has(said, value) for value in about["values"]) and not wrong
 
 
 def _has(text: str, value: str) -> bool:
@@ -105,7 +109,12 @@ def tool_right(case: Outcome) -> bool:
 
 def arguments_right(case: Outcome) -> bool:
     """The right tool, with exactly the right arguments."""
-    return tool_right(case) and case.reply.tool_calls[0].parameters == case.example.about["arguments"]
+    return tool_right(case) and _json(case.reply.tool_calls[0].parameters) == _json(case.example.about["arguments"])
+
+
+def _json(value: object) -> str:
+    """For comparison: in Python 1 equals True, in JSON it does not."""
+    return json.dumps(value, sort_keys=True)
 
 
 def direct_right(case: Outcome) -> bool:

@@ -20,7 +20,7 @@ from quarterdeck.training.midshipman.answers import PREAMBLES, Statement, comple
 from quarterdeck.training.midshipman.example import Example
 from quarterdeck.training.midshipman.grammar import expanded
 from quarterdeck.training.midshipman.invention import Inventor
-from quarterdeck.training.midshipman.schemas import properties
+from quarterdeck.training.midshipman.schemas import TWO_STEP_NOUNS, properties
 from quarterdeck.training.midshipman.skeletons import LOOKUP_VERBS, Parameter, Skeleton, property_skeleton, skeletons
 
 _SLOT = re.compile(r"<(\w+)>")
@@ -51,6 +51,7 @@ class Use:
     call: ToolCall
     result: dict[str, str]
     answer: str
+    purpose: str
 
 
 def _filled(parameter: Parameter, inventor: Inventor) -> tuple[str, Any]:
@@ -124,7 +125,8 @@ def make_use(skeleton: Skeleton, inventor: Inventor, *, renamed: bool = True) ->
     result = {key: inventor.value(kind) for key, kind in skeleton.results}
     request = _fill(rng.choice(skeleton.requests), spelled)
     call = ToolCall("call_0", tool.name, _json(arguments))
-    return Use(tool, request, _fill(skeleton.plan, spelled), call, result, _fill(skeleton.answer, spelled))
+    plan, answer = _fill(skeleton.plan, spelled), _fill(skeleton.answer, spelled)
+    return Use(tool, request, plan, call, result, answer, purpose=skeleton.plan)
 
 
 def _json_type(name: str) -> dict[str, Any]:
@@ -163,12 +165,13 @@ class ToolExamples:
         return make_use(inventor.rng.choice(skeletons(self._held_out)), inventor)
 
     def tools(self, used: Sequence[Use], inventor: Inventor) -> tuple[Tool, ...]:
-        """The tools of the uses among up to four others, in a random order."""
+        """The tools of the uses among up to four others for other purposes, in a random order."""
         rng = inventor.rng
         found = {use.tool.name: use.tool for use in used}
         for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4))):
-            other = self.use(inventor).tool
-            found.setdefault(other.name, other)
+            other = self.use(inventor)
+            if other.purpose not in {use.purpose for use in used}:
+                found.setdefault(other.tool.name, other.tool)
         listed = list(found.values())
         rng.shuffle(listed)
         return tuple(listed)
@@ -179,7 +182,7 @@ class ToolExamples:
         steps = rng.random() < 0.6 if multi_step is None else multi_step
         use = self.use(inventor)
         about = {"tool": use.call.name, "arguments": use.call.parameters}
-        text = _calls([use.call])
+        text = calls_action([use.call])
         if steps:
             text = f"Plan: I will {_lower(use.plan)}.\n{text}"
         messages = self._opening(inventor, use.request)
@@ -189,10 +192,10 @@ class ToolExamples:
         """The same tool twice, or two requests at once."""
         rng = inventor.rng
         first, second = self.use(inventor), self.use(inventor)
-        if first.tool.name == second.tool.name:
+        if first.tool.name == second.tool.name or first.purpose == second.purpose:
             return self.call(inventor)
         request = f"{first.request} {second.request}"
-        text = _calls([first.call, second.call])
+        text = calls_action([first.call, second.call])
         steps = rng.random() < 0.6
         if steps:
             text = f"Plan: I will {_lower(first.plan)}, and I will {_lower(second.plan)}.\n{text}"
@@ -207,7 +210,7 @@ class ToolExamples:
     def directly(self, inventor: Inventor, asked: str) -> Example:
         """Small talk that needs no tool."""
         steps = inventor.rng.random() < 0.6
-        text = _calls([ToolCall("call_0", "directly_answer", "{}")])
+        text = calls_action([ToolCall("call_0", "directly_answer", "{}")])
         if steps:
             text = f"Plan: I will answer directly.\n{text}"
         tools = self.tools([self.use(inventor)], inventor)
@@ -225,14 +228,15 @@ class ToolExamples:
         rng = inventor.rng
         use = self.use(inventor)
         steps = rng.random() < 0.7 if multi_step is None else multi_step
-        documents, place = [Document(dict(use.result))], 0
+        documents, place, rivals = [Document(dict(use.result))], 0, []
         if rng.random() < 0.25:
-            other = Document(dict(self.use(inventor).result))
+            other = self.use(inventor).result
+            rivals = list(other.values())
             place = rng.randrange(2)
-            documents.insert(1 - place, other)
+            documents.insert(1 - place, Document(dict(other)))
         messages = (*self._opening(inventor, use.request), *_step(use, f"I will {_lower(use.plan)}.", documents, 0))
         answer = (_stated(use, place),)
-        about = {"answer": answer[0].plain, "sources": [place], "values": _values(use)}
+        about = {"answer": answer[0].plain, "sources": [place], "values": _values(use), "rivals": rivals}
         return Example(
             "tools",
             messages,
@@ -245,17 +249,7 @@ class ToolExamples:
     def two_steps(self, inventor: Inventor) -> Example:
         """Look up one thing, then another that depends on it; the example ends at one of the three stages."""
         rng = inventor.rng
-        middle_kind, middle = rng.choice(
-            (
-                ("person", "captain"),
-                ("person", "owner"),
-                ("company", "maker"),
-                ("town", "home port"),
-                ("person", "director"),
-                ("code", "serial number"),
-                ("hotel", "hotel"),
-            )
-        )
+        middle_kind, middle = rng.choice(TWO_STEP_NOUNS)
         start_kind, start = rng.choice(
             (("ship", "ship"), ("project", "project"), ("gadget", "product"), ("order", "order"), ("team", "team"))
         )
@@ -263,7 +257,7 @@ class ToolExamples:
         first = _lookup(middle, start, start_kind, inventor)
         second = _lookup(noun, middle, middle_kind, inventor)
         begin, found, last = (_inside(inventor.value(k)) for k in (start_kind, middle_kind, kind))
-        calls = [_call(first, start, begin, 0), _call(second, middle, found, 1)]
+        calls = [_call(first, begin, 0), _call(second, found, 1)]
         asked = rng.choice(
             (
                 f"What is the {noun} of the {middle} of {begin}?",
@@ -276,7 +270,7 @@ class ToolExamples:
         messages = list(self._opening(inventor, asked))
         tools = self._with(first, second, inventor)
         stage = rng.randrange(3)
-        texts = [f"Plan: {plan}\n{_calls([calls[0]])}", f"Reflection: {think}\n{_calls([calls[1]])}"]
+        texts = [f"Plan: {plan}\n{calls_action([calls[0]])}", f"Reflection: {think}\n{calls_action([calls[1]])}"]
         if stage >= 1:
             messages += _exchange(plan, calls[0], {_slug(middle): found})
         if stage == 2:
@@ -325,12 +319,13 @@ def _lookup(noun: str, thing: str, kind: str, inventor: Inventor) -> Tool:
     return Tool(name, f"{rng.choice(('Looks up', 'Returns', 'Finds'))} the {noun} of a {thing}.", parameters)
 
 
-def _call(tool: Tool, _thing: str, value: str, number: int) -> ToolCall:
+def _call(tool: Tool, value: str, number: int) -> ToolCall:
     (parameter,) = tool.parameters["properties"]
     return ToolCall(f"call_{number}", tool.name, _json({parameter: value}))
 
 
-def _calls(calls: Sequence[ToolCall]) -> str:
+def calls_action(calls: Sequence[ToolCall]) -> str:
+    """What the model writes to call tools."""
     return f"Action: ```json\n{calls_text(calls)}\n```"
 
 
@@ -350,7 +345,8 @@ def _step(use: Use, plan: str, documents: Sequence[Document], number: int) -> li
 
 
 def _values(use: Use) -> list[str]:
-    return [use.result[slot] for slot in _SLOT.findall(use.answer) if slot in use.result]
+    """What an answer has to say: the values of the result, or the whole sentence where it has none."""
+    return [use.result[slot] for slot in _SLOT.findall(use.answer) if slot in use.result] or [use.answer]
 
 
 def _stated(use: Use, number: int) -> Statement:

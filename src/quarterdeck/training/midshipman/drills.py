@@ -1,0 +1,165 @@
+"""Finding the document that a question is about, in little text: what takes longest to learn, as often as can be.
+
+The number of a document is asked for before anything is said of it, so its place, the name in it and the question have
+to be matched at once. A prompt of the product has one such choice in 300 tokens and more. Here are two shorter forms
+without preamble and instructions: short documents after a question, one choice in 130 tokens; and documents with many
+questions after them, one in 20 to 45.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from quarterdeck.chat.messages import Document, Message
+from quarterdeck.chat.template import render
+from quarterdeck.training.midshipman.answers import capitalised, completion, named, shuffled
+from quarterdeck.training.midshipman.example import BOS, END_OF_TURN, Example, Segment, compacted
+from quarterdeck.training.midshipman.grounded import Fact, Thing, answer_of, make_thing, sentence_of
+from quarterdeck.training.midshipman.invention import Inventor
+from quarterdeck.training.midshipman.schemas import schemas
+from quarterdeck.training.midshipman.tooling import ToolExamples, Use, calls_action
+
+BY_NAME = 0.3
+"""How many of the lookups are asked for by the name alone, the easiest form."""
+
+
+def find_document(inventor: Inventor) -> Example:
+    """A question, two to five short documents about things of one kind, and the number of the right one."""
+    rng = inventor.rng
+    things = _things(inventor)
+    titles_only = rng.random() < 0.35
+    documents, places = shuffled([_document(thing, titles_only, rng) for thing in things], rng)
+    target = things[0]
+    fact = rng.choice(target.facts)
+    text = completion((answer_of(target, fact, [places[0]]),), [places[0]], "fast")
+    if titles_only or rng.random() < 0.3:
+        text = _numbers(text)
+    question = Message("user", _question(target, fact, rng))
+    about = {"names": [target.name]}
+    return Example("find", (question,), text, documents=documents, citation_mode="fast", about=about, bare=True)
+
+
+def find_documents(inventor: Inventor) -> Example:
+    """The documents, and then which of them each of many questions, or each of many names, is about."""
+    rng = inventor.rng
+    things = _things(inventor)
+    documents, places = shuffled([_document(thing, rng.random() < 0.2, rng) for thing in things], rng)
+    asked = rng.sample(list(zip(things, places, strict=True)) * 2, 2 * len(things))[: rng.randint(4, 10)]
+    said = _results(documents)
+    if rng.random() < BY_NAME:
+        for thing, place in asked:
+            said += [("text", f"{capitalised(thing.name)}:", False), ("text", f" {place}\n", True)]
+        said.append(("control", END_OF_TURN, True))
+    else:
+        for thing, place in asked:
+            fact = rng.choice(thing.facts)
+            numbers = _numbers(completion((answer_of(thing, fact, [place]),), [place], "fast"))
+            said += _exchange(_question(thing, fact, rng), numbers)
+    return Example("find_many", (), "", about={"names": [thing.name for thing, _ in asked]}, written_out=tuple(said))
+
+
+def find_newest(inventor: Inventor) -> Example:
+    """As `find_documents`, but documents arrive in between: mostly after the question that they answer."""
+    rng = inventor.rng
+    things = _things(inventor, (3, 4, 5, 6))
+    documents, places = shuffled([_document(thing, rng.random() < 0.2, rng) for thing in things], rng)
+    by_place = [thing for _, thing in sorted(zip(places, things, strict=True), key=lambda pair: pair[0])]
+    blocks = _results_text(documents).removeprefix("<results>\n").removesuffix("\n</results>").split("\n\n")
+    said: list[Segment] = [("control", BOS, False)]
+    names, shown = [], 0
+    while shown < len(blocks) or len(names) < 4:
+        more = min(len(blocks) - shown, rng.choice((1, 2, 2, 3)) if not shown or rng.random() < 0.7 else 0)
+        first = shown if more and rng.random() < 0.7 else 0
+        place = rng.randrange(first, shown + more)
+        thing = by_place[place]
+        fact = rng.choice(thing.facts)
+        said += _turn("USER", _question(thing, fact, rng))
+        if more:
+            said += _turn("SYSTEM", "<results>\n" + "\n\n".join(blocks[shown : shown + more]) + "\n</results>")
+        if rng.random() < 0.4:
+            said += _turn("SYSTEM", "Relevant Documents:\nCited Documents:\nAnswer:\nGrounded answer:")
+        numbers = _numbers(completion((answer_of(thing, fact, [place]),), [place], "fast"))
+        said += _turn("CHATBOT", numbers, supervised=True)
+        names.append(thing.name)
+        shown += more
+    return Example("find_newest", (), "", about={"names": names}, written_out=tuple(said))
+
+
+def ask_many(inventor: Inventor) -> Example:
+    """Documents with several facts each, and then a question for each of many facts, with its whole answer."""
+    rng = inventor.rng
+    schema = rng.choice(schemas(False))
+    keys = rng.sample(schema.attributes, min(len(schema.attributes), rng.randint(2, 6)))
+    made = [make_thing(schema, inventor, keys) for _ in range(rng.choice((1, 1, 2, 2, 3)))]
+    things = list({thing.name: thing for thing in made}.values())
+    documents, places = shuffled([_document(thing, False, rng) for thing in things], rng)
+    pairs = [(thing, fact, place) for thing, place in zip(things, places, strict=True) for fact in thing.facts]
+    said = _results(documents)
+    for thing, fact, place in rng.sample(pairs, min(6, len(pairs))):
+        answer = completion((answer_of(thing, fact, [place]),), [place], "fast")
+        said += _exchange(_question(thing, fact, rng), answer)
+    return Example("ask_many", (), "", written_out=tuple(said))
+
+
+def call_many(inventor: Inventor) -> Example:
+    """Tools, and then requests for each of them in any order, with the calls that serve them."""
+    rng, tools = inventor.rng, ToolExamples()
+    uses: list[Use] = []
+    for _ in range(rng.randint(3, 6)):
+        use = tools.use(inventor)
+        if all(use.purpose != other.purpose and use.tool.name != other.tool.name for other in uses):
+            uses.append(use)
+    prompt = render("?", tools=[use.tool for use in uses])
+    listed = next(text for kind, text in compacted(prompt) if kind == "text" and text.startswith("## Available Tools"))
+    said: list[Segment] = [("control", BOS, False), *_turn("SYSTEM", listed)]
+    for use in rng.sample(uses, len(uses)):
+        said += _exchange(use.request, calls_action([use.call]))
+    return Example("call_many", (), "", written_out=tuple(said))
+
+
+def _results(documents: Sequence[Document]) -> list[Segment]:
+    """The beginning: the documents as the product shows them."""
+    return [("control", BOS, False), *_turn("SYSTEM", _results_text(documents))]
+
+
+def _results_text(documents: Sequence[Document]) -> str:
+    prompt = render("?", documents=list(documents))
+    return next(text for kind, text in prompt.parts if kind == "text" and text.startswith("<results>"))
+
+
+def _exchange(asked: str, answer: str) -> list[Segment]:
+    return [*_turn("USER", asked), *_turn("CHATBOT", answer, supervised=True)]
+
+
+def _things(inventor: Inventor, counts: Sequence[int] = (2, 3, 3, 4, 5)) -> list[Thing]:
+    rng = inventor.rng
+    schema = rng.choice(schemas(False))
+    keys = rng.sample(schema.attributes, min(len(schema.attributes), rng.choice((1, 1, 1, 2))))
+    made = [make_thing(schema, inventor, keys) for _ in range(rng.choice(counts))]
+    return list({thing.name: thing for thing in made}.values())
+
+
+def _question(thing: Thing, fact: Fact, rng: random.Random) -> str:
+    return named(fact.asked(rng, False), thing.name, True)
+
+
+def _numbers(completion: str) -> str:
+    """Only the lists of documents."""
+    return completion[: completion.index("\nGrounded answer:")]
+
+
+def _turn(role: str, text: str, supervised: bool = False) -> list[Segment]:
+    start: list[Segment] = [("control", "<|START_OF_TURN_TOKEN|>", False), ("control", f"<|{role}_TOKEN|>", False)]
+    return [*start, ("text", text, supervised), ("control", END_OF_TURN, supervised)]
+
+
+def _document(thing: Thing, title_only: bool, rng: random.Random) -> Document:
+    if title_only:
+        return Document({"title": thing.name})
+    text = " ".join(_sentences(thing, rng))
+    return Document({"text": text} if rng.random() < 0.5 else {"title": thing.name, "text": text})
+
+
+def _sentences(thing: Thing, rng: random.Random) -> Sequence[str]:
+    return [sentence_of(thing, fact, rng if n and rng.random() < 0.5 else None) for n, fact in enumerate(thing.facts)]
