@@ -18,7 +18,7 @@ from quarterdeck.training.midshipman.example import BOS, END_OF_TURN, Example, S
 from quarterdeck.training.midshipman.grounded import Fact, Thing, answer_of, make_thing, sentence_of
 from quarterdeck.training.midshipman.invention import Inventor
 from quarterdeck.training.midshipman.schemas import schemas
-from quarterdeck.training.midshipman.tooling import ToolExamples, Use, calls_action
+from quarterdeck.training.midshipman.tooling import ToolExamples, Use, calls_action, planned_action
 
 BY_NAME = 0.3
 """How many of the lookups are asked for by the name alone, the easiest form."""
@@ -87,17 +87,17 @@ def find_newest(inventor: Inventor) -> Example:
 
 
 def ask_many(inventor: Inventor) -> Example:
-    """Documents with several facts each, and then a question for each of many facts, with its whole answer."""
+    """Documents with several facts each, and then questions for many of them, with their answers."""
     rng = inventor.rng
     schema = rng.choice(schemas(False))
-    keys = rng.sample(schema.attributes, min(len(schema.attributes), rng.randint(2, 6)))
-    made = [make_thing(schema, inventor, keys) for _ in range(rng.choice((1, 1, 2, 2, 3)))]
+    keys = rng.sample(schema.attributes, min(len(schema.attributes), rng.randint(3, 6)))
+    made = [make_thing(schema, inventor, keys) for _ in range(rng.choice((1, 1, 1, 2, 2)))]
     things = list({thing.name: thing for thing in made}.values())
     documents, places = shuffled([_document(thing, False, rng) for thing in things], rng)
     pairs = [(thing, fact, place) for thing, place in zip(things, places, strict=True) for fact in thing.facts]
-    said = _results(documents)
-    for thing, fact, place in rng.sample(pairs, min(6, len(pairs))):
-        answer = completion((answer_of(thing, fact, [place]),), [place], "fast")
+    said, mode = _results(documents), rng.choice(("off", "off", "fast"))
+    for thing, fact, place in rng.sample(pairs, min(8, len(pairs))):
+        answer = completion((answer_of(thing, fact, [place]),), [place], mode)
         said += _exchange(_question(thing, fact, rng), answer)
     return Example("ask_many", (), "", written_out=tuple(said))
 
@@ -113,8 +113,10 @@ def call_many(inventor: Inventor) -> Example:
     prompt = render("?", tools=[use.tool for use in uses])
     listed = next(text for kind, text in compacted(prompt) if kind == "text" and text.startswith("## Available Tools"))
     said: list[Segment] = [("control", BOS, False), *_turn("SYSTEM", listed)]
+    planned = rng.random() < 0.5
     for use in rng.sample(uses, len(uses)):
-        said += _exchange(use.request, calls_action([use.call]))
+        text = calls_action([use.call])
+        said += _exchange(use.request, planned_action(use.plan, text) if planned else text)
     return Example("call_many", (), "", written_out=tuple(said))
 
 

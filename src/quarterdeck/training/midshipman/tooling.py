@@ -184,7 +184,7 @@ class ToolExamples:
         about = {"tool": use.call.name, "arguments": use.call.parameters}
         text = calls_action([use.call])
         if steps:
-            text = f"Plan: I will {_lower(use.plan)}.\n{text}"
+            text = planned_action(use.plan, text)
         messages = self._opening(inventor, use.request)
         return Example("tools", messages, text, tools=self.tools([use], inventor), multi_step=steps, about=about)
 
@@ -322,6 +322,11 @@ def _lookup(noun: str, thing: str, kind: str, inventor: Inventor) -> Tool:
 def _call(tool: Tool, value: str, number: int) -> ToolCall:
     (parameter,) = tool.parameters["properties"]
     return ToolCall(f"call_{number}", tool.name, _json({parameter: value}))
+
+
+def planned_action(plan: str, action: str) -> str:
+    """A plan, and the action that follows it."""
+    return f"Plan: I will {_lower(plan)}.\n{action}"
 
 
 def calls_action(calls: Sequence[ToolCall]) -> str:
