@@ -129,13 +129,17 @@ def _thing(words: str) -> str:
     )
 
 
+def _is_plural(thing: str) -> bool:
+    return thing.endswith("s")
+
+
 def _told(event: tuple[str, str, str, str, str], detail: dict[str, str], inventor: Inventor) -> list[tuple[str, str]]:
     """A sentence as (text, role of the text in the event, or "")."""
     rng = inventor.rng
     _, past, participle, what, who = event
     extra = rng.sample(("place", "time", "reason"), rng.choice((1, 1, 2)))
     thing = _thing(what)
-    if rng.random() < 0.3 and not thing.endswith("s"):
+    if rng.random() < 0.3 and not _is_plural(thing):
         inside = "the " + who[4:] if who.startswith("The ") else who
         told = [(capital(thing), "what"), (f" was {participle} by ", ""), (inside, "who")]
     else:
@@ -150,12 +154,13 @@ def _asked(event: tuple[str, str, str, str, str], role: str, inventor: Inventor)
     base, past, participle, what, who = event
     inside = "the " + who[4:] if who.startswith("The ") else who
     thing = _thing(what)
+    was = "were" if _is_plural(thing) else "was"
     if role == "who":
         return rng.choice(
             (
                 f"Who {past} {thing}?",
                 f"Who {past} {thing}?",
-                f"By whom was {thing} {participle}?",
+                f"By whom {was} {thing} {participle}?",
                 f"Who was it that {past} {thing}?",
             )
         )
@@ -164,4 +169,4 @@ def _asked(event: tuple[str, str, str, str, str], role: str, inventor: Inventor)
             (f"What did {inside} {base}?", f"What was it that {inside} {past}?", f"What was {participle} by {inside}?")
         )
     word = {"place": "Where", "time": "When", "reason": "Why"}[role]
-    return rng.choice((f"{word} did {inside} {base} {thing}?", f"{word} was {thing} {participle}?"))
+    return rng.choice((f"{word} did {inside} {base} {thing}?", f"{word} {was} {thing} {participle}?"))

@@ -15,7 +15,7 @@ from quarterdeck.chat.messages import Document, Message
 from quarterdeck.chat.template import render
 from quarterdeck.training.midshipman.answers import capitalised, completion, named, shuffled
 from quarterdeck.training.midshipman.example import BOS, END_OF_TURN, Example, Segment, compacted
-from quarterdeck.training.midshipman.grounded import Fact, Thing, answer_of, make_thing, sentence_of
+from quarterdeck.training.midshipman.grounded import Fact, Thing, answer_of, make_thing, pronouns_for, sentence_of
 from quarterdeck.training.midshipman.invention import Inventor
 from quarterdeck.training.midshipman.schemas import schemas
 from quarterdeck.training.midshipman.tooling import ToolExamples, Use, calls_action, planned_action
@@ -164,4 +164,6 @@ def _document(thing: Thing, title_only: bool, rng: random.Random) -> Document:
 
 
 def _sentences(thing: Thing, rng: random.Random) -> Sequence[str]:
-    return [sentence_of(thing, fact, rng if n and rng.random() < 0.5 else None) for n, fact in enumerate(thing.facts)]
+    pronouns = pronouns_for(thing, rng)
+    chosen = [rng.choice(pronouns) if n and rng.random() < 0.5 else None for n in range(len(thing.facts))]
+    return [sentence_of(thing, fact, pronoun) for fact, pronoun in zip(thing.facts, chosen, strict=True)]

@@ -67,27 +67,31 @@ def make_thing(schema: Schema, inventor: Inventor, keys: Sequence[str] | None = 
 
 
 def describe(thing: Thing, facts: Sequence[Fact], rng: random.Random) -> str:
-    """A short text: the facts in order, the later ones often with a pronoun."""
-    opening = rng.random()
+    """A short text: the facts in order, the later ones often with a pronoun, the same for one person."""
+    opening, word, pronouns = rng.random(), rng.choice(thing.words), pronouns_for(thing, rng)
     sentences = []
     if opening < 0.35:
-        article = "an" if thing.words[0][0] in "aeiou" else "a"
-        sentences.append(f"{capitalised(thing.name)} is {article} {rng.choice(thing.words[:1])}.")
+        article = "an" if word[0] in "aeiou" else "a"
+        sentences.append(f"{capitalised(thing.name)} is {article} {word}.")
     elif opening < 0.4:
         sentences.append(f"This is a note about {named('<e>', thing.name, False)}.")
     for fact in facts:
         with_pronoun = bool(sentences) and rng.random() < 0.55
-        sentences.append(sentence_of(thing, fact, rng if with_pronoun else None))
+        sentences.append(sentence_of(thing, fact, rng.choice(pronouns) if with_pronoun else None))
     return " ".join(sentences)
 
 
-def sentence_of(thing: Thing, fact: Fact, rng: random.Random | None) -> str:
-    """The sentence of a fact, with a pronoun where a generator is given and the sentence begins with the name."""
-    if rng is not None and fact.template.startswith("<e> "):
-        word = thing.words[0].split()[-1]
-        person = thing.schema in _PEOPLE
-        subject = rng.choice(("He", "She")) if person else rng.choice(("It", "It", f"The {word}"))
-        return subject + fact.template[3:].replace("<v>", fact.value)
+def pronouns_for(thing: Thing, rng: random.Random) -> tuple[str, ...]:
+    """What may stand for a thing in the next sentences of a text."""
+    if thing.schema in _PEOPLE:
+        return (rng.choice(("He", "She")),)
+    return ("It", "It", f"The {thing.words[0].split()[-1]}")
+
+
+def sentence_of(thing: Thing, fact: Fact, pronoun: str | None = None) -> str:
+    """The sentence of a fact, with a pronoun where one is given and the sentence begins with the name."""
+    if pronoun is not None and fact.template.startswith("<e> "):
+        return pronoun + fact.template[3:].replace("<v>", fact.value)
     return statement(fact.template, thing.name, fact.value, ()).plain
 
 
@@ -153,7 +157,7 @@ class SchemaQuestions:
         texts = self._documents(things, inventor)
         holders = [0]
         if rng.random() < 0.1:  # the same fact in a second document, in the same words
-            texts.append((_title(target, rng), sentence_of(target, fact, None)))
+            texts.append((_title(target, rng), sentence_of(target, fact)))
             holders.append(len(texts) - 1)
         documents, places = shuffled([make_document(*text, inventor) for text in texts], rng)
         asked = named(fact.asked(rng, self._wordings), target.name, True)

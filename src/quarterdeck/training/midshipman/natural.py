@@ -32,6 +32,7 @@ _STOP = frozenset(
 """Words that are hardly ever what a sentence is about."""
 _ENDINGS = ("ed", "ly", "ing", "'s")
 _DEFINES = re.compile(r"^((?:The |An? )?[A-Za-z][\w' -]{2,40}?) (is|are|was|were|means) (?:an? |the |one |any )")
+_NO_NOUN = frozenset("is are was were be been that it there this these those if which who what when yet".split())
 _FORMS = (
     "What does the text say about {s}?",
     "Tell me about {s}.",
@@ -116,7 +117,7 @@ class NaturalQuestions:
         if not is_good_sentence(sentence):
             return None
         define = _DEFINES.match(sentence)
-        if define is not None and define[1].lower() not in _STOP and rng.random() < 0.5:
+        if define is not None and _is_subject(define[1]) and rng.random() < 0.5:
             subject, verb = define[1], define[2]
             inside = subject[0].lower() + subject[1:] if subject.split()[0] in ("The", "A", "An") else subject
             if verb == "means":
@@ -144,14 +145,26 @@ class NaturalQuestions:
         rare.sort(key=lambda n: self._counts[plain[n].lower()])
         at = rng.choice(rare[:3])
         begin = end = at
-        if rng.random() < 0.6 and at > 0 and words[at - 1] == plain[at - 1] and plain[at - 1].lower() not in _STOP:
+        if (
+            rng.random() < 0.6
+            and at > 0
+            and words[at - 1] == plain[at - 1]
+            and words[at].startswith(plain[at])
+            and plain[at - 1].lower() not in _STOP
+        ):
             begin -= 1
-        if rng.random() < 0.5 and words[at] == plain[at] and at + 1 < len(words) and plain[at + 1].lower() not in _STOP:
+        joined = at + 1 < len(words) and words[at] == plain[at] and words[at + 1].startswith(plain[at + 1])
+        if rng.random() < 0.5 and joined and plain[at + 1].lower() not in _STOP:
             end += 1
         found = plain[begin : end + 1]
         if begin == 0 and not (len(found[0]) > 1 and found[0][1:] != found[0][1:].lower()):
             found[0] = found[0] if self._counts[found[0].lower()] < 3 else found[0][0].lower() + found[0][1:]
         return " ".join(found) if all(re.fullmatch(r"[\w-]+", word) for word in found) else None
+
+
+def _is_subject(words: str) -> bool:
+    """Whether words before "is a" name something: no pronoun, and no clause with a verb of its own."""
+    return words.lower() not in _STOP and not _NO_NOUN & set(words.lower().split())
 
 
 def _window(passage: Passage, rng: random.Random) -> tuple[str, ...]:
