@@ -204,6 +204,6 @@ def test_nonsense_is_no_answer_over_results() -> None:
 def test_one_is_not_true() -> None:
     case = make_groups(0.1)["calls"][0]
     case = replace(case, about={"tool": "switch", "arguments": {"on": True}})
-    for value, expected in (("true", True), ("1", False)):
+    for value, expected in (("true", True), ("1", False), ('400"', False), ('"400" "', False)):
         said = f'Action: ```json\n[{{"tool_name": "switch", "parameters": {{"on": {value}}}}}]\n```'
         assert METRICS["right arguments"][1](outcome("calls", case, said)) is expected

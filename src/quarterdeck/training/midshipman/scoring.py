@@ -108,8 +108,14 @@ def tool_right(case: Outcome) -> bool:
 
 
 def arguments_right(case: Outcome) -> bool:
-    """The right tool, with exactly the right arguments."""
-    return tool_right(case) and _json(case.reply.tool_calls[0].parameters) == _json(case.example.about["arguments"])
+    """The right tool, with exactly the right arguments; broken JSON has none."""
+    if not tool_right(case):
+        return False
+    try:
+        given = case.reply.tool_calls[0].parameters
+    except ValueError:
+        return False
+    return _json(given) == _json(case.example.about["arguments"])
 
 
 def _json(value: object) -> str:
