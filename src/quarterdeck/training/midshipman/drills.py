@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 
 from quarterdeck.chat.messages import Document, Message
-from quarterdeck.chat.template import render
+from quarterdeck.chat.template import CitationMode, render
 from quarterdeck.training.midshipman.answers import capitalised, completion, named, shuffled
 from quarterdeck.training.midshipman.example import BOS, END_OF_TURN, Example, Segment, compacted
 from quarterdeck.training.midshipman.grounded import Fact, Thing, answer_of, make_thing, pronouns_for, sentence_of
@@ -20,6 +20,7 @@ from quarterdeck.training.midshipman.invention import Inventor
 from quarterdeck.training.midshipman.schemas import schemas
 from quarterdeck.training.midshipman.tooling import ToolExamples, Use, calls_action, planned_action
 
+_MODES: tuple[CitationMode, ...] = ("off", "off", "fast")
 BY_NAME = 0.3
 """How many of the lookups are asked for by the name alone, the easiest form."""
 
@@ -67,7 +68,8 @@ def find_newest(inventor: Inventor) -> Example:
     by_place = [thing for _, thing in sorted(zip(places, things, strict=True), key=lambda pair: pair[0])]
     blocks = _results_text(documents).removeprefix("<results>\n").removesuffix("\n</results>").split("\n\n")
     said: list[Segment] = [("control", BOS, False)]
-    names, shown = [], 0
+    names: list[str] = []
+    shown = 0
     while shown < len(blocks) or len(names) < 4:
         more = min(len(blocks) - shown, rng.choice((1, 2, 2, 3)) if not shown or rng.random() < 0.7 else 0)
         first = shown if more and rng.random() < 0.7 else 0
@@ -95,7 +97,7 @@ def ask_many(inventor: Inventor) -> Example:
     things = list({thing.name: thing for thing in made}.values())
     documents, places = shuffled([_document(thing, False, rng) for thing in things], rng)
     pairs = [(thing, fact, place) for thing, place in zip(things, places, strict=True) for fact in thing.facts]
-    said, mode = _results(documents), rng.choice(("off", "off", "fast"))
+    said, mode = _results(documents), rng.choice(_MODES)
     for thing, fact, place in rng.sample(pairs, min(8, len(pairs))):
         answer = completion((answer_of(thing, fact, [place]),), [place], mode)
         said += _exchange(_question(thing, fact, rng), answer)
