@@ -141,15 +141,21 @@ def test_every_answer_of_many_stands_in_the_documents() -> None:
 
 
 def test_every_call_of_many_is_of_a_tool_that_is_shown() -> None:
-    for seed in range(40):
+    whole = 0
+    for seed in range(60):
         parts = segments(call_many(inventor(seed)))
         for place, text in learned(parts):
             plan, _, action = text.partition("Action: ```json\n")
             assert not plan or re.fullmatch(r"Plan: I will .+\.\n", plan)
-            (call,) = json.loads(action.removesuffix("\n```"))
-            assert f"def {call['tool_name']}(" in parts[3][1]
-            for value in call["parameters"].values():
-                assert not isinstance(value, str) or value in parts[place - 4][1]
+            name = re.search(r'"tool_name": "(.+)",', action)
+            assert name
+            assert f"def {name[1]}(" in parts[3][1]
+            if action.endswith("```"):
+                (call,) = json.loads(action.removesuffix("\n```"))
+                strings = [value for value in call["parameters"].values() if isinstance(value, str)]
+                assert all(value in parts[place - 4][1] for value in strings)
+                whole += 1
+    assert whole > 60
 
 
 def test_only_what_a_table_has_told_is_learned() -> None:

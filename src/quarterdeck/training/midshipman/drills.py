@@ -18,7 +18,14 @@ from quarterdeck.training.midshipman.example import BOS, END_OF_TURN, Example, S
 from quarterdeck.training.midshipman.grounded import Fact, Thing, answer_of, make_thing, pronouns_for, sentence_of
 from quarterdeck.training.midshipman.invention import Inventor
 from quarterdeck.training.midshipman.schemas import schemas
-from quarterdeck.training.midshipman.tooling import ToolExamples, Use, calls_action, planned_action
+from quarterdeck.training.midshipman.tooling import (
+    ShownTool,
+    ToolExamples,
+    calls_action,
+    planned_action,
+    show_tool,
+    use_tool,
+)
 
 _MODES: tuple[CitationMode, ...] = ("off", "off", "fast")
 BY_NAME = 0.3
@@ -105,20 +112,25 @@ def ask_many(inventor: Inventor) -> Example:
 
 
 def call_many(inventor: Inventor) -> Example:
-    """Tools, and then requests for each of them in any order, with the calls that serve them."""
+    """Tools, and then requests that they serve, with the calls; in half of the drills these end with the name."""
     rng, tools = inventor.rng, ToolExamples()
-    uses: list[Use] = []
-    for _ in range(rng.randint(3, 6)):
-        use = tools.use(inventor)
-        if all(use.purpose != other.purpose and use.tool.name != other.tool.name for other in uses):
-            uses.append(use)
-    prompt = render("?", tools=[use.tool for use in uses])
+    shown: dict[str, ShownTool] = {}
+    for _ in range(rng.randint(3, 7)):
+        one = show_tool(tools.skeleton(inventor), inventor)
+        if one.skeleton.plan not in {other.skeleton.plan for other in shown.values()}:
+            shown.setdefault(one.tool.name, one)
+    prompt = render("?", tools=[one.tool for one in shown.values()])
     listed = next(text for kind, text in compacted(prompt) if kind == "text" and text.startswith("## Available Tools"))
     said: list[Segment] = [("control", BOS, False), *_turn("SYSTEM", listed)]
-    planned = rng.random() < 0.5
-    for use in rng.sample(uses, len(uses)):
+    form = rng.choice(("name", "name", "call", "plan"))
+    for one in rng.choices(list(shown.values()), k=len(shown) + (4 if form == "name" else 1)):
+        use = use_tool(one, inventor)
         text = calls_action([use.call])
-        said += _exchange(use.request, planned_action(use.plan, text) if planned else text)
+        if form == "plan":
+            text = planned_action(use.plan, text)
+        elif form == "name":
+            text = text[: text.index("\n", text.index('"tool_name"'))]
+        said += _exchange(use.request, text)
     return Example("call_many", (), "", written_out=tuple(said))
 
 

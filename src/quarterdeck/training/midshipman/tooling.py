@@ -99,34 +99,53 @@ def _shown_name(name: str, inventor: Inventor) -> str:
     return inventor.slug().replace("-", "_")
 
 
-def make_use(skeleton: Skeleton, inventor: Inventor, *, renamed: bool = True) -> Use:
-    """One use of a tool; with ``renamed=False`` under the names of the skeleton."""
+@dataclass(frozen=True)
+class ShownTool:
+    """A tool under names that were drawn for it: ``names`` has the parameter's name for each slot of the skeleton."""
+
+    skeleton: Skeleton
+    tool: Tool
+    names: dict[str, str]
+
+
+def show_tool(skeleton: Skeleton, inventor: Inventor, *, renamed: bool = True) -> ShownTool:
+    """A tool as it is shown; with ``renamed=False`` under the names of the skeleton."""
     rng = inventor.rng
-    spelled, arguments, schema = {}, {}, {}
+    names: dict[str, str] = {}
+    schema: dict[str, Any] = {}
     for parameter in skeleton.parameters:
-        text, value = _filled(parameter, inventor)
-        names = _OTHER_NAMES.get(parameter.slot, (parameter.slot,))
-        name = rng.choice(names) if renamed and rng.random() < 0.5 else parameter.slot
-        while name in arguments:
+        choices = _OTHER_NAMES.get(parameter.slot, (parameter.slot,))
+        name = rng.choice(choices) if renamed and rng.random() < 0.5 else parameter.slot
+        while name in schema:
             name += "_2"
-        spelled[parameter.slot], arguments[name] = text, value
         described = {"description": rng.choice(expanded(parameter.description))} if rng.random() < 0.92 else {}
-        schema[name] = {**_json_type(parameter.type), **described}
+        names[parameter.slot], schema[name] = name, {**_json_type(parameter.type), **described}
     properties_ = dict(schema)
     if rng.random() < 0.12:
         extra = rng.choice(("unit", "limit", "language", "format", "verbose"))
         properties_.setdefault(extra, {"type": "string", "description": f"{extra.capitalize()}, if it matters."})
     parameters = {"type": "object", "properties": properties_, "required": list(schema)}
-    tool = Tool(
-        _shown_name(skeleton.name, inventor) if renamed else skeleton.name,
-        rng.choice(skeleton.descriptions),
-        parameters,
-    )
+    shown_name = _shown_name(skeleton.name, inventor) if renamed else skeleton.name
+    return ShownTool(skeleton, Tool(shown_name, rng.choice(skeleton.descriptions), parameters), names)
+
+
+def use_tool(shown: ShownTool, inventor: Inventor) -> Use:
+    """One use of a tool, with values of its own."""
+    skeleton, rng = shown.skeleton, inventor.rng
+    spelled, arguments = {}, {}
+    for parameter in skeleton.parameters:
+        text, value = _filled(parameter, inventor)
+        spelled[parameter.slot], arguments[shown.names[parameter.slot]] = text, value
     result = {key: inventor.value(kind) for key, kind in skeleton.results}
     request = _fill(rng.choice(skeleton.requests), spelled)
-    call = ToolCall("call_0", tool.name, _json(arguments))
+    call = ToolCall("call_0", shown.tool.name, _json(arguments))
     plan, answer = _fill(skeleton.plan, spelled), _fill(skeleton.answer, spelled)
-    return Use(tool, request, plan, call, result, answer, purpose=skeleton.plan)
+    return Use(shown.tool, request, plan, call, result, answer, purpose=skeleton.plan)
+
+
+def make_use(skeleton: Skeleton, inventor: Inventor, *, renamed: bool = True) -> Use:
+    """A tool and one use of it."""
+    return use_tool(show_tool(skeleton, inventor, renamed=renamed), inventor)
 
 
 def _json_type(name: str) -> dict[str, Any]:
@@ -158,11 +177,15 @@ class ToolExamples:
     def __init__(self, *, held_out: bool = False) -> None:
         self._held_out = held_out
 
+    def skeleton(self, inventor: Inventor) -> Skeleton:
+        """What a tool is about."""
+        if inventor.rng.random() < 0.4:
+            return property_skeleton(inventor, self._held_out)
+        return inventor.rng.choice(skeletons(self._held_out))
+
     def use(self, inventor: Inventor) -> Use:
         """A tool and a use of it."""
-        if inventor.rng.random() < 0.4:
-            return make_use(property_skeleton(inventor, self._held_out), inventor)
-        return make_use(inventor.rng.choice(skeletons(self._held_out)), inventor)
+        return make_use(self.skeleton(inventor), inventor)
 
     def tools(self, used: Sequence[Use], inventor: Inventor) -> tuple[Tool, ...]:
         """The tools of the uses among up to four others for other purposes, in a random order."""
