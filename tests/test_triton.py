@@ -56,6 +56,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "int4": {"kind": 0, "middle": 8, "group": 4, "scale": "*fp16", "minimum": None, "per_word": 8},
     "int4 asymmetric": {"kind": 0, "middle": 0, "group": 8, "scale": "*fp16", "minimum": "*fp16", "per_word": 8},
     "int8": {"kind": 1, "middle": 8, "group": 0, "scale": "*fp32", "minimum": None, "per_word": 4},
+    "int8 in groups": {"kind": 1, "middle": 8, "group": 8, "scale": "*fp16", "minimum": None, "per_word": 4},
     "fp8": {"kind": 2, "middle": 8, "group": 0, "scale": "*fp32", "minimum": None, "per_word": 4},
 }
 SHARED: dict[str, Any] = {"x": "*bf16", "words": "*i32", "bias": None, "output": "*bf16", "interpreted": False}
@@ -113,7 +114,7 @@ def test_elementwise_and_the_rest_compile() -> None:
     assert compiled(elementwise._rotate, 90, **turn).asm["cubin"]
     finish = {"parts": "*fp32", "bias": "*bf16", "output": "*bf16", "size": SIZE, "n": SIZE, "count": "i32"}
     assert compiled(products._finish, 90, **finish, block=1024, interpreted=False).asm["cubin"]
-    for form in (FORMS["int4 asymmetric"], FORMS["fp8"]):
+    for form in (FORMS["int4 asymmetric"], FORMS["int8 in groups"], FORMS["fp8"]):
         given = {name: value for name, value in form.items() if name != "per_word"}
         given |= {"words": "*i32", "output": "*bf16", "n": SIZE, "k": SIZE, "w": SIZE, "rows": 16, "block": 32}
         assert "st.global.v4" in compiled(products._unpack, 90, **given, interpreted=False).asm["ptx"]

@@ -16,13 +16,13 @@ from torch import Tensor
 from parity import make_ours, padding_mask, random_ids, relative_error
 from quarterdeck import StaticCache
 from quarterdeck.fusion import FusedDecoderLayer, fuse_model
-from quarterdeck.kernels import fp8, int4, int8
+from quarterdeck.kernels import fp8, int4, int8, int8_groups
 from quarterdeck.kernels.triton import attention, elementwise, products
 from quarterdeck.kernels.triton.products import Packed, any_product, product, unpacked
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run tests/test_triton.py"
 
-KINDS = ["int4", "int4 asymmetric", "int8", "fp8"]
+KINDS = ["int4", "int4 asymmetric", "int4 of 32", "int8", "int8 in groups", "fp8"]
 # of scale: the type's last place, doubled where weights are rounded to it as well
 LIMITS = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
@@ -44,7 +44,11 @@ def packed(kind: str, rows: int, columns: int) -> tuple[Packed, Tensor]:
     if kind == "fp8":
         float8 = fp8.pack(*fp8.quantize(weight))
         return Packed(float8.data, float8.scale, None, kind, rows, columns), fp8.dequantize(float8)
-    four = int4.pack(*int4.quantize(weight, symmetric=kind == "int4"))
+    if kind == "int8 in groups":
+        grouped = int8_groups.pack(*int8_groups.quantize(weight))
+        return Packed(grouped.data, grouped.scale, None, "int8", rows, columns), int8_groups.dequantize(grouped)
+    group = 32 if kind == "int4 of 32" else None
+    four = int4.pack(*int4.quantize(weight, symmetric=kind == "int4", group=group), group=group)
     return Packed(four.data, four.scale, four.minimum, "int4", rows, columns), int4.dequantize(four)
 
 

@@ -27,7 +27,7 @@ from quarterdeck.kernels.rows import (
     unpack_blocks,
     unpack_groups,
 )
-from quarterdeck.kernels.weight_only import weight_only_reference
+from quarterdeck.kernels.weight_only import weight_only_linear
 
 GROUP = 32
 """Columns that share a scale."""
@@ -103,8 +103,8 @@ def linear_in_parts(x: Tensor, packed: Int8GroupWeight, bias: Tensor | None = No
 def linear(x: Tensor, packed: Int8GroupWeight, bias: Tensor | None = None, *, level: str | None = None) -> Tensor:
     """``x`` ``[..., K]`` times the weight, plus ``bias`` ``[N]``: ``[..., N]`` in ``x``'s type (float32, bf16, fp16).
 
-    On other devices than the CPU activations are not rounded to 8 bits, and the weight is unpacked for the time of the
-    call. A row of ``x`` with an infinity or a NaN gives a row of NaN. ``level`` forces an instruction set of
+    On other devices than the CPU activations are not rounded to 8 bits (:mod:`quarterdeck.kernels.weight_only`). A row
+    of ``x`` with an infinity or a NaN gives a row of NaN. ``level`` forces an instruction set of
     :data:`quarterdeck.kernels.native.LEVELS`, or ``"reference"``.
 
     Raises InputError where shapes, types or devices do not fit together.
@@ -112,7 +112,8 @@ def linear(x: Tensor, packed: Int8GroupWeight, bias: Tensor | None = None, *, le
     check_linear(x, packed.data, packed.rows, packed.columns, bias)
     _check_parts(packed)
     if x.device.type != "cpu" and level is None:
-        return weight_only_reference(x, dequantize(packed), bias)
+        parts = (packed.data, packed.scale, None)
+        return weight_only_linear(x, parts, bias, kind="int8", rows=packed.rows, dequantize=lambda: dequantize(packed))
     number = level_for(x, level)
     if number is None:
         return (linear_in_parts if level is None else linear_reference)(x, packed, bias)

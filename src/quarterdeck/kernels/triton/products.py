@@ -206,7 +206,12 @@ def _unpack(
         value = tl.reshape(tl.join(low, high), [rows, block * 4]) * last_factor(kind)
         column = tl.program_id(1) * (block * 4) + tl.arange(0, block * 4)
         kept = (row < n)[:, None] & (column < k)[None, :]
-        value = value * tl.load(scale + row, row < n, other=0.0)[:, None]
+        if group > 0:
+            in_group = group * 4
+            groups = (row // 16 * (w // group) * 16 + row % 16)[:, None] + (column // in_group)[None, :] * 16
+            value = value * tl.load(scale + groups, kept, other=0.0).to(tl.float32)
+        else:
+            value = value * tl.load(scale + row, row < n, other=0.0)[:, None]
     places = row.to(tl.int64)[:, None] * k + column[None, :]
     tl.store(output + places, rounded(value, output.dtype.element_ty, interpreted), kept)
 
@@ -248,7 +253,7 @@ class Packed:
     def constants(self) -> dict[str, int]:
         """What the kernels are compiled for."""
         kinds = {"int4": INT4.value, "int8": INT8.value, "fp8": FP8.value}
-        group = self.words.shape[1] // self.scale.shape[1] if self.kind == "int4" else 0
+        group = self.words.shape[1] // self.scale.shape[1] if self.scale.ndim == 3 else 0  # in words
         return {
             "kind": kinds[self.kind],
             "middle": 8 if self.minimum is None else 0,
