@@ -1,9 +1,9 @@
-"""Finding the document that a question is about, in little text: what takes longest to learn, as often as can be.
+"""Drills: one choice that is hard to learn, again and again, in little text.
 
-The number of a document is asked for before anything is said of it, so its place, the name in it and the question have
-to be matched at once. A prompt of the product has one such choice in 300 tokens and more. Here are two shorter forms
-without preamble and instructions: short documents after a question, one choice in 130 tokens; and documents with many
-questions after them, one in 20 to 45.
+Which document is a question about? Its number is asked for before anything else is said, so the question, the name in
+the document and the document's number have to be matched at once; a prompt of the product has one such choice in 300
+tokens and more. Which sentence answers, and which tool serves? Here one set of documents or tools has many questions,
+without preamble and instructions: a choice every 20 to 150 tokens.
 """
 
 from __future__ import annotations
@@ -98,10 +98,7 @@ def find_newest(inventor: Inventor) -> Example:
 def ask_many(inventor: Inventor) -> Example:
     """Documents with several facts each, and then questions for many of them, with their answers."""
     rng = inventor.rng
-    schema = rng.choice(schemas(False))
-    keys = rng.sample(schema.attributes, min(len(schema.attributes), rng.randint(3, 6)))
-    made = [make_thing(schema, inventor, keys) for _ in range(rng.choice((1, 1, 1, 2, 2)))]
-    things = list({thing.name: thing for thing in made}.values())
+    things = _things(inventor, (1, 1, 1, 2, 2), facts=(3, 4, 5, 6))
     documents, places = shuffled([_document(thing, False, rng) for thing in things], rng)
     pairs = [(thing, fact, place) for thing, place in zip(things, places, strict=True) for fact in thing.facts]
     said, mode = _results(documents), rng.choice(_MODES)
@@ -148,10 +145,13 @@ def _exchange(asked: str, answer: str) -> list[Segment]:
     return [*_turn("USER", asked), *_turn("CHATBOT", answer, supervised=True)]
 
 
-def _things(inventor: Inventor, counts: Sequence[int] = (2, 3, 3, 4, 5)) -> list[Thing]:
+def _things(
+    inventor: Inventor, counts: Sequence[int] = (2, 3, 3, 4, 5), facts: Sequence[int] = (1, 1, 1, 2)
+) -> list[Thing]:
+    """Things of one kind with the same attributes; how many of both is drawn from `counts` and `facts`."""
     rng = inventor.rng
     schema = rng.choice(schemas(False))
-    keys = rng.sample(schema.attributes, min(len(schema.attributes), rng.choice((1, 1, 1, 2))))
+    keys = rng.sample(schema.attributes, min(len(schema.attributes), rng.choice(facts)))
     made = [make_thing(schema, inventor, keys) for _ in range(rng.choice(counts))]
     return list({thing.name: thing for thing in made}.values())
 
