@@ -333,7 +333,7 @@ def property_question(inventor: Inventor, *, held_out: bool = False) -> Question
     rng = inventor.rng
     name_kind = rng.choice(_NAME_KINDS)
     nouns = rng.sample(properties(held_out), rng.choice((1, 2, 2, 3)))
-    names = [inventor.value(name_kind) for _ in range(rng.choice((1, 2, 3, 3, 4)))]
+    names = list(dict.fromkeys(inventor.value(name_kind) for _ in range(rng.choice((1, 2, 3, 3, 4)))))
     if not held_out and rng.random() < 0.1:  # what everybody knows is not so here
         names = rng.sample(_COUNTRIES, len(names))
         nouns = [rng.choice(_KNOWN)]
