@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from quarterdeck.errors import CheckpointCorruptError, CheckpointNotFoundError, InputError
+from quarterdeck.training.midshipman import evaluate as evaluation
+from quarterdeck.training.script import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -190,3 +192,15 @@ def test_the_help_says_how_many_workers_there_are(
     with pytest.raises(SystemExit):
         train.parse(["--help"])
     assert "default: 1, on a GPU all cores but 1" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_error_of_ours_is_one_line_and_no_verdict(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    empty = tmp_path / "no model"
+    empty.mkdir()
+    assert run_script(lambda: evaluation.main([str(empty)])) == 2  # 1 would say that a gate is missed
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert "no model" in said
+    assert run_script(lambda: None) == 0
+    assert run_script(lambda: 1) == 1

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from quarterdeck.chat.messages import Message, Tool
 from quarterdeck.chat.template import render
 from quarterdeck.training.midshipman import vocabulary
+from quarterdeck.training.midshipman.described import HELD_OUT
 from quarterdeck.training.midshipman.example import Example, segments
 from quarterdeck.training.midshipman.grammar import blocks, explanation
 from quarterdeck.training.midshipman.mixture import Materials, Mixture
@@ -31,7 +32,7 @@ from quarterdeck.training.midshipman.natural import Passage, is_good_sentence, w
 from training.midshipman import prose, sources, wordnet
 
 # Never trained on in these very words: the prompts that the acceptance test and the model card use.
-HELD_OUT_PHRASES = ("plants create energy through a process", "tallest penguins")
+HELD_OUT_PHRASES = ("plants create energy through a process", *HELD_OUT)
 _CRUDE = re.compile(
     r"fuck|shit|damn|\bass|crap|sex|porn|penis|breast|bitch|whore|bastard|nazi|hitler|rape|suck|piss|turd|drug|gay|"
     r"lesbian|kill|suicide|murder|slave|negro|savage",

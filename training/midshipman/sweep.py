@@ -17,6 +17,7 @@ import torch
 
 from quarterdeck.training.checkpoint import delete
 from quarterdeck.training.curves import read_log
+from quarterdeck.training.script import run_script
 from training.midshipman import train
 
 GRID = ("matrix-lr=0.01,0.04", "other-lr=0.0015,0.006", "logit-scale=0.25,1.0")
@@ -83,4 +84,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_script(main))

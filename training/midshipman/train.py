@@ -35,6 +35,7 @@ from quarterdeck.training.midshipman import vocabulary
 from quarterdeck.training.midshipman.mixture import BatchMaker, held_out_rows
 from quarterdeck.training.packing import Packer, pack, pack_stream
 from quarterdeck.training.schedule import Budget
+from quarterdeck.training.script import run_script
 from quarterdeck.training.trainer import Trainer, TrainingOptions, check_unused
 
 SIZES: dict[str, dict[str, int]] = {
@@ -294,4 +295,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_script(main))

@@ -15,7 +15,15 @@ from quarterdeck.chat.messages import Document, Message
 from quarterdeck.chat.template import CitationMode, render
 from quarterdeck.training.midshipman.answers import capitalised, completion, named, shuffled
 from quarterdeck.training.midshipman.example import BOS, END_OF_TURN, Example, Segment, compacted
-from quarterdeck.training.midshipman.grounded import Fact, Thing, answer_of, make_thing, pronouns_for, sentence_of
+from quarterdeck.training.midshipman.grounded import (
+    Fact,
+    Thing,
+    answer_of,
+    make_thing,
+    pronouns_for,
+    sentence_of,
+    with_names_of_their_own,
+)
 from quarterdeck.training.midshipman.invention import Inventor
 from quarterdeck.training.midshipman.schemas import schemas
 from quarterdeck.training.midshipman.tooling import (
@@ -152,8 +160,7 @@ def _things(
     rng = inventor.rng
     schema = rng.choice(schemas(False))
     keys = rng.sample(schema.attributes, min(len(schema.attributes), rng.choice(facts)))
-    made = [make_thing(schema, inventor, keys) for _ in range(rng.choice(counts))]
-    return list({thing.name: thing for thing in made}.values())
+    return with_names_of_their_own([make_thing(schema, inventor, keys) for _ in range(rng.choice(counts))])
 
 
 def _question(thing: Thing, fact: Fact, rng: random.Random) -> str:

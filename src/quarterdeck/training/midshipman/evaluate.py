@@ -2,7 +2,7 @@
 
 Some hundred requests go to the model in batches, and what it writes through `quarterdeck.chat.answer`, as `LLM.chat`
 does it: without grammars, greedily. The table has counts and 95% confidence intervals (Wilson). With --gates the exit
-code is 0 if every gate of gates.json is passed, and 1 if not.
+code is 0 if every gate of gates.json is passed, 1 if not, and 2 if there was nothing to evaluate.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from quarterdeck.chat.template import Prompt
 from quarterdeck.training.midshipman.cases import make_groups
 from quarterdeck.training.midshipman.example import END_OF_TURN, Example
 from quarterdeck.training.midshipman.scoring import METRICS, Outcome
+from quarterdeck.training.script import run_script
 
 INDUCTION, GIVEN = "repeats random tokens", 4
 
@@ -233,7 +234,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate a model on disk; the exit code."""
     args = parse_arguments(arguments)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(args.device)
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).to(args.device)
     candidate = BatchedModel(model, AutoTokenizer.from_pretrained(args.model), batch=args.batch)
     began = time.monotonic()
     outcomes = run_cases(candidate, make_groups(args.scale, args.seed))
@@ -258,4 +259,4 @@ def write_examples(outcomes: Iterable[Outcome], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_script(main))

@@ -66,6 +66,11 @@ def make_thing(schema: Schema, inventor: Inventor, keys: Sequence[str] | None = 
     return Thing(schema.key, schema.words, inventor.value(schema.name_kind), tuple(facts))
 
 
+def with_names_of_their_own(things: Sequence[Thing]) -> list[Thing]:
+    """One of the things for each name: among the documents of a question, a name means one thing."""
+    return list({thing.name: thing for thing in things}.values())
+
+
 def describe(thing: Thing, facts: Sequence[Fact], rng: random.Random) -> str:
     """A short text: the facts in order, the later ones often with a pronoun, the same for one person."""
     opening, word, pronouns = rng.random(), rng.choice(thing.words), pronouns_for(thing, rng)
@@ -132,7 +137,7 @@ class SchemaQuestions:
         if rng.random() < 0.35:
             other = rng.choice(self._schemas)
             things.append(make_thing(other, inventor, rng.sample(other.attributes, min(3, len(other.attributes)))))
-        things = list({thing.name: thing for thing in things}.values())  # a name means one thing
+        things = with_names_of_their_own(things)
         chosen = kind or rng.choices(tuple(KINDS), weights=tuple(weight for weight, _ in KINDS.values()))[0]
         return KINDS[chosen][1](self, things, inventor)
 
