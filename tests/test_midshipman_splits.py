@@ -14,7 +14,14 @@ from quarterdeck.training.midshipman import evaluate as evaluation
 from quarterdeck.training.midshipman import schemas
 from quarterdeck.training.midshipman.cases import make_groups
 from quarterdeck.training.midshipman.described import species_question
-from quarterdeck.training.midshipman.drills import ask_many, call_many, find_document, find_documents, find_newest
+from quarterdeck.training.midshipman.drills import (
+    ask_many,
+    call_many,
+    find_document,
+    find_documents,
+    find_newest,
+    find_tools,
+)
 from quarterdeck.training.midshipman.example import Example, Segment, segments
 from quarterdeck.training.midshipman.grounded import SchemaQuestions, property_question
 from quarterdeck.training.midshipman.invention import Inventor
@@ -156,6 +163,26 @@ def test_every_call_of_many_is_of_a_tool_that_is_shown() -> None:
                 assert all(value in parts[place - 4][1] for value in strings)
                 whole += 1
     assert whole > 60
+
+
+def test_every_tool_that_is_looked_up_is_shown_under_its_description() -> None:
+    by_description = odd = 0
+    for seed in range(60):
+        parts = segments(find_tools(inventor(seed)))
+        listed = dict(re.findall(r'def (\w+)\(\) -> List\[Dict\]:\n    """(.+)\n', parts[3][1]))
+        assert len(set(listed.values())) == len(listed)
+        answers = learned(parts)
+        assert len(answers) == 2 * (len(listed) - 1)  # all but directly_answer, twice
+        for place, text in answers:
+            if text.startswith(" "):
+                assert parts[place - 1][1] == f"{listed[text.strip()]}:"
+                by_description += 1
+            else:
+                (name,) = re.findall(r'^"tool_name": "(\w+)",$', text)
+                assert name in listed
+                odd += not set(name.split("_")) & set(listed[name].lower().strip(".").split())
+    assert by_description > 60
+    assert odd > 100
 
 
 def test_only_what_a_table_has_told_is_learned() -> None:

@@ -108,6 +108,16 @@ def test_the_sizes_have_the_parameters_that_are_said(script: Importer, size: str
     assert 2 * parameters < 25_000_000
 
 
+def test_the_shape_of_a_size_can_be_changed(script: Importer) -> None:
+    train = script("train")
+    deep = train.asked_architecture(train.parse(["--size", "small", "--num-hidden-layers", "9"]))
+    assert deep == train.architecture("small", 0.5) | {"num_hidden_layers": 9}
+    many = train.asked_architecture(train.parse(["--size", "small", "--num-attention-heads", "6"]))
+    assert (many["num_attention_heads"], many["num_key_value_heads"]) == (6, 6)
+    groups = train.parse(["--size", "small", "--num-attention-heads", "6", "--num-key-value-heads", "2"])
+    assert train.asked_architecture(groups)["num_key_value_heads"] == 2
+
+
 @pytest.mark.parametrize(
     ("source", "archive", "right"),
     [

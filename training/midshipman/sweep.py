@@ -20,7 +20,7 @@ from quarterdeck.training.curves import read_log
 from quarterdeck.training.script import run_script
 from training.midshipman import train
 
-GRID = ("matrix-lr=0.01,0.04", "other-lr=0.0015,0.006", "logit-scale=0.25,1.0")
+GRID = ("matrix-lr=0.01,0.04", "other-lr=0.0015,0.006", "logit-scale=0.25,1.0", "num-hidden-layers=4,10")
 
 
 def settings(grid: Sequence[str]) -> Iterator[dict[str, str]]:

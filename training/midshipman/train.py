@@ -5,8 +5,8 @@
     python -m training.midshipman.train ... --resume                                      go on where it stopped
 
 Reads what `prepare` made (--data), writes log.jsonl, settings.json, checkpoint/ and the curves under --run. A session
-that goes on may change everything but size, logit scale, seed and matrix optimizer; settings.json has the command of
-every session and the step at which it began.
+that goes on may change everything but size and shape, logit scale, seed and matrix optimizer; settings.json has the
+command of every session and the step at which it began.
 --minutes is the whole training time, which the learning rate and the mixture follow; --session-minutes ends this call.
 """
 
@@ -38,11 +38,8 @@ from quarterdeck.training.schedule import Budget
 from quarterdeck.training.script import run_script
 from quarterdeck.training.trainer import Trainer, TrainingOptions, check_unused
 
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "heads": 4, "groups": 2},
-    "small": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "heads": 3, "groups": 3},
-    "medium": {"hidden_size": 320, "intermediate_size": 832, "num_hidden_layers": 8, "heads": 5, "groups": 5},
-}
+SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+SIZES = {"tiny": (64, 128, 2, 4, 2), "small": (192, 512, 6, 3, 3), "medium": (320, 832, 8, 5, 5)}
 """0.6, 4.2 and 12.3 million parameters. Heads are 64 wide where copying counts: narrower ones mix tokens up."""
 DATA_FILES = ("passages.jsonl", "texts.jsonl", "knowledge.json", "tokenizer.json")
 """What `prepare` makes."""
@@ -50,15 +47,18 @@ KEPT = ("seed", "matrix_optimizer")
 """Arguments that a run keeps to its end, besides its architecture."""
 
 
-def architecture(size: str, logit_scale: float) -> dict[str, Any]:
-    """The fields of midshipman's config.json that are not defaults."""
-    shape = dict(SIZES[size])
-    heads, groups = shape.pop("heads"), shape.pop("groups")
+def architecture(size: str, logit_scale: float, **changes: int | None) -> dict[str, Any]:
+    """The fields of midshipman's config.json that are not defaults: a size, with what is changed of its shape.
+
+    More or fewer heads have as many groups unless these are given, too.
+    """
+    if changes.get("num_attention_heads") and not changes.get("num_key_value_heads"):
+        changes["num_key_value_heads"] = changes["num_attention_heads"]
+    changed = {name: value for name, value in changes.items() if value is not None}
     return {
         "vocab_size": vocabulary.SIZE,
-        **shape,
-        "num_attention_heads": heads,
-        "num_key_value_heads": groups,
+        **dict(zip(SHAPE, SIZES[size], strict=True)),
+        **changed,
         "logit_scale": logit_scale,
         "max_position_embeddings": 8192,
         "rope_theta": 10000.0,
@@ -97,6 +97,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --run")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--size", choices=tuple(SIZES), help="default: medium on a GPU, small on a CPU")
+    for name in SHAPE:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="default: that of the size")
     parser.add_argument("--tokens", type=int, help="tokens per step; default: 131072 on a GPU, 8192 on a CPU")
     parser.add_argument("--length", type=int, default=2048, help="on a GPU, tokens per row; on a CPU, longest document")
     parser.add_argument("--workers", type=int, help="processes that make batches; default: 1, on a GPU all cores but 1")
@@ -128,6 +130,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         if getattr(args, name) is None:
             setattr(args, name, value)
     return args
+
+
+def asked_architecture(args: argparse.Namespace) -> dict[str, Any]:
+    """What the arguments ask for."""
+    return architecture(args.size, args.logit_scale, **{name: getattr(args, name) for name in SHAPE})
 
 
 def packer(attention: str, tokens: int, length: int) -> Packer:
@@ -181,14 +188,15 @@ def check_same_run(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     Raises:
         InputError: architecture, seed or matrix optimizer differ.
     """
-    asked = architecture(args.size, args.logit_scale) | {name: str(getattr(args, name)) for name in KEPT}
+    asked = asked_architecture(args) | {name: str(getattr(args, name)) for name in KEPT}
     begun = settings["architecture"] | {name: settings["command"].get(name, asked[name]) for name in KEPT}
     names = [*asked, *(name for name in begun if name not in asked)]
     changed = [f"{n} {begun.get(n)}, now {asked.get(n)}" for n in names if begun.get(n) != asked.get(n)]
     if changed:
         raise InputError(
             f"{args.run} was begun with other settings, which a run keeps to its end ({'; '.join(changed)}): "
-            "give --size, --logit-scale, --seed and --matrix-optimizer as they were, or begin a run in another --run"
+            "give --size and shape, --logit-scale, --seed and --matrix-optimizer as they were, or begin a run in "
+            "another --run"
         )
 
 
@@ -214,7 +222,7 @@ def write_settings(args: argparse.Namespace, earlier: Sequence[dict[str, Any]], 
     """settings.json: the architecture, this command, and the commands of all sessions with their first steps."""
     command = {name: value if value is None else str(value) for name, value in vars(args).items()}
     settings = {
-        "architecture": architecture(args.size, args.logit_scale),
+        "architecture": asked_architecture(args),
         "command": command,
         "sessions": [*earlier, {"step": step, "command": command}],
     }
@@ -247,7 +255,7 @@ def training_options(args: argparse.Namespace) -> TrainingOptions:
 
 def make_trainer(args: argparse.Namespace, options: TrainingOptions, batches: Batches) -> Trainer:
     """A new run as the arguments ask for it."""
-    model = build_model(architecture(args.size, args.logit_scale), args.seed).to(args.device)
+    model = build_model(asked_architecture(args), args.seed).to(args.device)
     model.config.attn_implementation = PackedAttention() if args.attention == "packed" else args.attention
     if args.attention == "packed":
         join_layers(model)

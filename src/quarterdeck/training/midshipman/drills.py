@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 
-from quarterdeck.chat.messages import Document, Message
+from quarterdeck.chat.messages import Document, Message, Tool
 from quarterdeck.chat.template import CitationMode, render
 from quarterdeck.training.midshipman.answers import capitalised, completion, named, shuffled
 from quarterdeck.training.midshipman.example import BOS, END_OF_TURN, Example, Segment, compacted
+from quarterdeck.training.midshipman.grammar import word_lists
 from quarterdeck.training.midshipman.grounded import (
     Fact,
     Thing,
@@ -116,19 +119,28 @@ def ask_many(inventor: Inventor) -> Example:
     return Example("ask_many", (), "", written_out=tuple(said))
 
 
+def find_tools(inventor: Inventor) -> Example:
+    """Tools without parameters, and then the names of those that each of many requests, or descriptions, needs."""
+    rng = inventor.rng
+    shown = _shown_tools(inventor, rng.randint(3, 8), odd=0.7)
+    bare = [replace(one, tool=replace(one.tool, parameters={})) for one in shown]
+    said: list[Segment] = [("control", BOS, False), *_turn("SYSTEM", _listed(bare))]
+    by_name = rng.random() < BY_NAME
+    for one in rng.sample(bare * 2, 2 * len(bare)):
+        if by_name:
+            said += [("text", f"{one.tool.description}:", False), ("text", f" {one.tool.name}\n", True)]
+        else:
+            said += _exchange(use_tool(one, inventor).request, f'"tool_name": "{one.tool.name}",')
+    return Example("find_tools", (), "", written_out=tuple(said))
+
+
 def call_many(inventor: Inventor) -> Example:
     """Tools, and then requests that they serve, with the calls; in half of the drills these end with the name."""
-    rng, tools = inventor.rng, ToolExamples()
-    shown: dict[str, ShownTool] = {}
-    for _ in range(rng.randint(3, 7)):
-        one = show_tool(tools.skeleton(inventor), inventor)
-        if one.skeleton.plan not in {other.skeleton.plan for other in shown.values()}:
-            shown.setdefault(one.tool.name, one)
-    prompt = render("?", tools=[one.tool for one in shown.values()])
-    listed = next(text for kind, text in compacted(prompt) if kind == "text" and text.startswith("## Available Tools"))
-    said: list[Segment] = [("control", BOS, False), *_turn("SYSTEM", listed)]
+    rng = inventor.rng
+    shown = _shown_tools(inventor, rng.randint(3, 7), odd=0.3)
+    said: list[Segment] = [("control", BOS, False), *_turn("SYSTEM", _listed(shown))]
     form = rng.choice(("name", "name", "call", "plan"))
-    for one in rng.choices(list(shown.values()), k=len(shown) + (4 if form == "name" else 1)):
+    for one in rng.choices(shown, k=len(shown) + (4 if form == "name" else 1)):
         use = use_tool(one, inventor)
         text = calls_action([use.call])
         if form == "plan":
@@ -137,6 +149,53 @@ def call_many(inventor: Inventor) -> Example:
             text = text[: text.index("\n", text.index('"tool_name"'))]
         said += _exchange(use.request, text)
     return Example("call_many", (), "", written_out=tuple(said))
+
+
+def _shown_tools(inventor: Inventor, most: int, odd: float) -> list[ShownTool]:
+    """Tools for different purposes; that part of them under names that say nothing of what they are for."""
+    shown: dict[str, ShownTool] = {}
+    purposes: set[str] = set()
+    for _ in range(most):
+        one = show_tool(ToolExamples().skeleton(inventor), inventor)
+        if inventor.rng.random() < odd:
+            one = _oddly_named(one, inventor)
+        purpose = one.skeleton.plan.partition("<")[0]
+        if purpose not in purposes and one.tool.name not in shown:
+            purposes.add(purpose)
+            shown[one.tool.name] = one
+    return list(shown.values())
+
+
+def _oddly_named(shown: ShownTool, inventor: Inventor) -> ShownTool:
+    """The tool and its parameters under names of unrelated words: they can be copied, but not guessed."""
+    taken = shown.tool.parameters["properties"]
+    odd = dict.fromkeys(_odd_name(inventor, (1, 1, 2)) for _ in range(4 * len(taken)))
+    renamed = dict(zip(taken, odd, strict=False))
+    properties = {renamed[name]: schema for name, schema in taken.items()}
+    required = [renamed[name] for name in shown.tool.parameters["required"]]
+    parameters = {**shown.tool.parameters, "properties": properties, "required": required}
+    tool = Tool(_odd_name(inventor, (1, 2, 2, 3)), shown.tool.description, parameters)
+    return ShownTool(shown.skeleton, tool, {slot: renamed[name] for slot, name in shown.names.items()})
+
+
+def _odd_name(inventor: Inventor, counts: Sequence[int]) -> str:
+    words = inventor.rng.choices(_plain_words(), k=inventor.rng.choice(counts))
+    if inventor.rng.random() < 0.2:
+        return words[0] + "".join(word.capitalize() for word in words[1:])
+    return "_".join(words)
+
+
+@cache
+def _plain_words() -> tuple[str, ...]:
+    """The ordinary words that values are made of."""
+    listed = (word for words in word_lists("values.txt").values() for value in words for word in value.split())
+    return tuple(sorted({word for word in listed if word.isascii() and word.isalpha() and word.islower()}))
+
+
+def _listed(shown: Sequence[ShownTool]) -> str:
+    """The tools as the product lists them."""
+    prompt = render("?", tools=[one.tool for one in shown])
+    return next(text for kind, text in compacted(prompt) if kind == "text" and text.startswith("## Available Tools"))
 
 
 def _results(documents: Sequence[Document]) -> list[Segment]:
