@@ -274,6 +274,9 @@ def test_configurations_survive_a_file() -> None:
         assert written["quant_method"] == "quarterdeck"
         assert as_quantization(written) == config
     assert as_quantization("int8") == as_quantization({"format": "int8"}) == CONFIGS["int8"]
+    pairs = {"lm_head": "int8", "x": "int8-32"}
+    assert as_quantization({"module_formats": pairs}) == QuantizationConfig(module_formats=tuple(pairs.items()))
+    assert QuantizationConfig(module_formats=[["x", "int8"]]).module_formats == (("x", "int8"),)  # type: ignore[arg-type]  # as JSON has it
     assert [as_quantization(config) for config in every_config()] == list(every_config())
 
 
@@ -290,6 +293,11 @@ def test_configurations_survive_a_file() -> None:
         ({"method": "gptq", "format": "int8", "group_size": 32}, "leave out group_size"),
         ({"method": "gptq", "module_formats": (("x", "int8"),)}, "one for all modules"),
         ({"modules_to_not_convert": "lm_head"}, "a list of names"),
+        ({"modules_to_not_convert": None}, "a list of names"),
+        ({"module_formats": None}, "module_formats is None, but must have pairs"),
+        ({"module_formats": (3,)}, "module_formats has 3, but must have pairs"),
+        ({"module_formats": ((3, "int8"),)}, "module_formats has"),
+        ({"module_formats": (("x", ["int8"]),)}, "module_formats has"),
     ],
 )
 def test_configurations_that_cannot_be(fields: dict[str, Any], message: str) -> None:

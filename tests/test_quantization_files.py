@@ -83,6 +83,17 @@ def test_what_is_saved_is_what_is_loaded(plain: Path, tmp_path: Path, way: str, 
     assert same_tensors(load(tmp_path), model)
 
 
+def test_the_first_pair_that_fits_counts_after_saving_too(plain: Path, tmp_path: Path) -> None:
+    """A JSON object would be written with its names sorted, and the pair for the whole layer come first."""
+    config = QuantizationConfig(module_formats=(("up_proj", "int8"), ("model.layers.0", "int4-asymmetric")))
+    model = load(plain, quantization_config=config)
+    model.save_pretrained(tmp_path)
+    again = load(tmp_path)
+    assert again.quantization == config
+    assert str(again.model.layers[0].mlp.up_proj.form) == "int8"
+    assert same_tensors(again, model)
+
+
 def test_a_checkpoint_holds_each_weight_once_under_documented_names(plain: Path, tmp_path: Path) -> None:
     tied = load(plain).config.tie_word_embeddings
     load(plain, quantization_config=CONFIGS["asymmetric"]).save_pretrained(tmp_path)

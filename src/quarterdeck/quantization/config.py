@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -29,6 +29,11 @@ _CALIBRATED = ("int8", "int4", "int4-asymmetric")
 def is_named(name: str, pattern: str) -> bool:
     """Whether ``pattern`` is a module's name, its beginning (``"model.layers.0"``) or its last part (``"up_proj"``)."""
     return name == pattern or name.startswith(f"{pattern}.") or name.rpartition(".")[2] == pattern
+
+
+def _is_sequence(value: object) -> bool:
+    """Whether a value has members in an order, and is no text."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,11 @@ class QuantizationConfig:
             if not isinstance(value := getattr(self, name), bool):
                 raise InputError(f"{name} is {value!r}, but must be True or False")
         names = self.modules_to_not_convert
-        if isinstance(names, str) or not all(isinstance(one, str) for one in names):
+        if (
+            isinstance(names, str)
+            or not isinstance(names, Collection)
+            or any(not isinstance(one, str) for one in names)
+        ):
             raise InputError(f"modules_to_not_convert is {names!r}, but must be a list of names")
         object.__setattr__(self, "modules_to_not_convert", tuple(names))
         if self.format == "int8" and not self.symmetric:
@@ -89,11 +98,13 @@ class QuantizationConfig:
         self._check_forms()
 
     def _check_forms(self) -> None:
+        wanted = f"but must have pairs of a module's name and one of {', '.join(FORMS)}"
+        if not _is_sequence(self.module_formats):
+            raise InputError(f"module_formats is {self.module_formats!r}, {wanted}")
         for pair in self.module_formats:
-            if len(pair) != 2 or pair[1] not in FORMS:
-                raise InputError(
-                    f"module_formats has {pair!r}, but must have pairs of a module's name and one of {', '.join(FORMS)}"
-                )
+            if not _is_sequence(pair) or len(pair) != 2 or not isinstance(pair[0], str) or pair[1] not in (*FORMS,):
+                raise InputError(f"module_formats has {pair!r}, {wanted}")
+        object.__setattr__(self, "module_formats", tuple((name, form) for name, form in self.module_formats))
         if self.method == "gptq" and (self.module_formats or self.form_of("") not in _CALIBRATED):
             raise InputError(
                 f"method='gptq' makes {', '.join(_CALIBRATED)}, one for all modules: leave out group_size and "
@@ -135,17 +146,15 @@ class QuantizationConfig:
             raise UnsupportedOptionError(
                 f"a quantization has no {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
             )
-        if isinstance(rest.get("modules_to_not_convert"), list):
-            rest["modules_to_not_convert"] = tuple(rest["modules_to_not_convert"])
-        if isinstance(rest.get("module_formats"), Mapping):
+        if isinstance(rest.get("module_formats"), Mapping):  # as files had it once
             rest["module_formats"] = tuple(rest["module_formats"].items())
         return cls(**rest)
 
     def to_dict(self) -> dict[str, Any]:
-        """What config.json holds."""
+        """What config.json holds; pairs in a list, since their order counts and that of an object's names is lost."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["modules_to_not_convert"] = list(self.modules_to_not_convert)
-        values["module_formats"] = dict(self.module_formats)
+        values["module_formats"] = [list(pair) for pair in self.module_formats]
         if not self.module_formats:
             del values["module_formats"]
         return {"quant_method": self.quant_method, "format_version": FORMAT_VERSION, **values}
