@@ -15,7 +15,7 @@ from quarterdeck.chat.template import Prompt
 from quarterdeck.training.midshipman import evaluate as evaluation
 from quarterdeck.training.midshipman.cases import SIZES, make_groups
 from quarterdeck.training.midshipman.example import Example
-from quarterdeck.training.midshipman.scoring import METRICS
+from quarterdeck.training.midshipman.scoring import METRICS, value_right
 
 SCALE, TINY_SCALE = 0.2, 0.01
 Judged = Callable[..., int]
@@ -114,6 +114,43 @@ def test_calls_are_judged_by_json_name_and_arguments(groups: dict[str, list[Exam
         (outcome,) = evaluation.run_cases(perfect, {"calls": [case]})
         for metric, right in zip(("tool calls are valid JSON", "right tool", "right arguments"), expected, strict=True):
             assert right is None or METRICS[metric][1](outcome) is right, (metric, broken)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "right"),
+    [
+        ("the Red Lion", "the Red Lion", True),
+        ("Red Lion", "the Red Lion", True),
+        ("The Red Lion", "the Red Lion", True),
+        ("fallen tree", "a fallen tree", True),
+        ('"Road of Griatha"', "Road of Griatha", True),
+        ("the Red", "the Red Lion", False),
+        ("Lion", "the Red Lion", False),
+        ("red lion", "the Red Lion", False),
+        ("the tin", "tin", False),
+        ("the", "the Red Lion", False),
+        ("", "the Red Lion", False),
+        ("8", 8, False),
+        (8.0, 8, False),
+        (1, True, False),
+        (["beans", "rice"], ["beans", "rice"], True),
+        (["rice", "beans"], ["beans", "rice"], False),
+        ("beans and rice", ["beans", "rice"], False),
+    ],
+)
+def test_a_value_is_right_with_and_without_its_article_but_in_no_other_words(
+    given: object, expected: object, right: bool
+) -> None:
+    assert value_right(given, expected) is right
+
+
+def test_arguments_that_are_missing_or_too_many_are_wrong(groups: dict[str, list[Example]]) -> None:
+    case = next(one for one in groups["calls"] if len(one.about["arguments"]) > 1)
+    (name, value), *rest = case.about["arguments"].items()
+    for arguments in (dict(rest), {**case.about["arguments"], "limit": "none"}, {name: [value], **dict(rest)}):
+        other = replace(case, about={**case.about, "arguments": arguments})
+        (outcome,) = evaluation.run_cases(Perfect({"calls": [other]}), {"calls": [other]})
+        assert not METRICS["right arguments"][1](outcome)
 
 
 def test_part_of_a_number_is_not_the_number(groups: dict[str, list[Example]]) -> None:

@@ -31,6 +31,7 @@ class Outcome:
 Score = Callable[[Outcome], bool | None]
 _FENCED = re.compile(r"Action:\s*```json\n(.*?)\n?```", re.DOTALL)
 _TAG = re.compile(r"</?co: [\d,]+>")
+_ARTICLE = re.compile(r"^(?:the|an?) ", re.IGNORECASE)
 
 
 def plain(text: str) -> str:
@@ -108,19 +109,32 @@ def tool_right(case: Outcome) -> bool:
 
 
 def arguments_right(case: Outcome) -> bool:
-    """The right tool, with exactly the right arguments; broken JSON has none."""
+    """The right tool, with exactly the right arguments as `value_right` has it; broken JSON has none."""
     if not tool_right(case):
         return False
     try:
         given = case.reply.tool_calls[0].parameters
     except ValueError:
         return False
-    return _json(given) == _json(case.example.about["arguments"])
+    expected = case.example.about["arguments"]
+    return given.keys() == expected.keys() and all(value_right(given[name], expected[name]) for name in expected)
 
 
-def _json(value: object) -> str:
-    """For comparison: in Python 1 equals True, in JSON it does not."""
-    return json.dumps(value, sort_keys=True)
+def value_right(given: object, expected: object) -> bool:
+    """Whether a value of a call is the expected one: the same JSON, or the same text but for its article or quotes.
+
+    "Oil the Vaield phone." names the phone with and without its article, and the quotes around a title may be part
+    of it or not. What has no article of its own gets none, and every word besides counts.
+    """
+    if isinstance(given, str) and isinstance(expected, str):
+        given, expected = _unquoted(given), _unquoted(expected)
+        if _ARTICLE.match(expected):
+            return _ARTICLE.sub("", given) == _ARTICLE.sub("", expected)
+    return json.dumps(given) == json.dumps(expected)  # in Python 1 equals True, in JSON it does not
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
 
 
 def direct_right(case: Outcome) -> bool:
