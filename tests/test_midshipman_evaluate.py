@@ -178,6 +178,11 @@ def test_wilson_interval_is_the_published_one() -> None:
     assert evaluation.wilson(0, 0) == (0.0, 1.0)
 
 
+def test_results_that_are_reported_on_have_something_to_report() -> None:
+    for case in make_groups(1.0)["results"]:
+        assert case.about["values"] != [case.about["answer"]]
+
+
 @pytest.mark.parametrize("name", ["gpu", "cpu"])
 def test_every_gate_is_a_metric(name: str) -> None:
     assert set(evaluation.gates(name)) <= set(METRICS)

@@ -118,7 +118,8 @@ class Inventor:
         return f"{self.word(1)}{rng.choice(('-', '_', ''))}{second}"
 
 
-def _with_article(noun: str) -> str:
+def with_article(noun: str) -> str:
+    """A noun behind "a" or "an"."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
@@ -211,7 +212,8 @@ _MAKERS: dict[str, Callable[[Inventor], str]] = {
     "hours": _hours,
     "version": _version,
     "phone": _phone,
-    "a_job": lambda inventor: _with_article(inventor.value("job")),
+    "a_job": lambda inventor: with_article(inventor.value("job")),
+    "a_pet": lambda inventor: with_article(inventor.value("animal")),
     "year": lambda inventor: str(inventor.rng.randint(1203, 2031)),
     "years": _measures(2, 300, "years"),
     "count_large": _numbers(1_100, 900_000),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from quarterdeck.training.midshipman.grammar import blocks, expanded, options
-from quarterdeck.training.midshipman.invention import Inventor
+from quarterdeck.training.midshipman.invention import Inventor, with_article
 from quarterdeck.training.midshipman.schemas import is_held_out, properties
 
 LOOKUP_VERBS = ("get", "find", "look_up", "fetch", "read", "query", "show", "check", "lookup", "retrieve")
@@ -85,10 +85,10 @@ def property_skeleton(inventor: Inventor, held_out: bool) -> Skeleton:
     )
     slug = re.sub(r"[^a-z]+", "_", noun.lower())
     described = (
-        f"Looks up the {noun} of a {thing}.",
-        f"Returns the {noun} of a {thing}.",
+        f"Looks up the {noun} of {with_article(thing)}.",
+        f"Returns the {noun} of {with_article(thing)}.",
         f"Finds the {noun}.",
-        f"The {noun} of a {thing}.",
+        f"The {noun} of {with_article(thing)}.",
     )
     parameter = Parameter(
         thing, "str", name_kind, rng.choice((f"Name of the {thing}.", f"The {thing}.", f"Which {thing}."))

@@ -19,11 +19,12 @@ from quarterdeck.chat.prompts.tool_text import calls_text
 from quarterdeck.training.midshipman.answers import PREAMBLES, Statement, completion
 from quarterdeck.training.midshipman.example import Example
 from quarterdeck.training.midshipman.grammar import expanded
-from quarterdeck.training.midshipman.invention import Inventor
+from quarterdeck.training.midshipman.invention import Inventor, with_article
 from quarterdeck.training.midshipman.schemas import TWO_STEP_NOUNS, properties
 from quarterdeck.training.midshipman.skeletons import LOOKUP_VERBS, Parameter, Skeleton, property_skeleton, skeletons
 
 _SLOT = re.compile(r"<(\w+)>")
+_NOUN_AND_CODE = re.compile(r"[a-z]+ \S*\d")
 _TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
 _OTHER_NAMES = {
     "city": ("city", "town", "place", "location", "name"),
@@ -77,9 +78,21 @@ def _filled(parameter: Parameter, inventor: Inventor) -> tuple[str, Any]:
         case "sum":
             text = f"{rng.randint(2, 999)} {rng.choice('+-*/')} {rng.randint(2, 99)}"
             return text, text
-    text = inventor.value(parameter.kind)
-    inside = "the " + text[4:] if text.startswith("The ") else text
-    return inside, int(text.replace(",", "")) if parameter.type == "int" else inside
+    text = named_value(parameter.kind, parameter.slot, inventor)
+    return text, int(text.replace(",", "")) if parameter.type == "int" else text.strip('"')
+
+
+def named_value(kind: str, called: str, inventor: Inventor) -> str:
+    """A value as it stands inside a sentence, and none of which nobody could know where it begins.
+
+    Of "Vacuum House K-12" a parameter `house` might be "House K-12" or "K-12"; and of "Weigh crate 57", what is to be
+    weighed "crate 57" or "57".
+    """
+    while True:
+        text = inventor.value(kind)
+        inside = "the " + text[4:] if text.startswith("The ") else text
+        if inside.removeprefix("the ").split()[0].lower() != called and not _NOUN_AND_CODE.match(inside):
+            return inside
 
 
 def _shown_name(name: str, inventor: Inventor) -> str:
@@ -122,7 +135,7 @@ def show_tool(skeleton: Skeleton, inventor: Inventor, *, renamed: bool = True) -
         names[parameter.slot], schema[name] = name, {**_json_type(parameter.type), **described}
     properties_ = dict(schema)
     if rng.random() < 0.12:
-        extra = rng.choice(("unit", "limit", "language", "format", "verbose"))
+        extra = rng.choice(("style", "limit", "language", "format", "verbose"))
         properties_.setdefault(extra, {"type": "string", "description": f"{extra.capitalize()}, if it matters."})
     parameters = {"type": "object", "properties": properties_, "required": list(schema)}
     shown_name = _shown_name(skeleton.name, inventor) if renamed else skeleton.name
@@ -140,7 +153,7 @@ def use_tool(shown: ShownTool, inventor: Inventor) -> Use:
     request = _fill(rng.choice(skeleton.requests), spelled)
     call = ToolCall("call_0", shown.tool.name, _json(arguments))
     plan, answer = _fill(skeleton.plan, spelled), _fill(skeleton.answer, spelled)
-    return Use(shown.tool, request, plan, call, result, answer, purpose=skeleton.plan)
+    return Use(shown.tool, request, plan, call, result, answer, purpose=_purpose(skeleton.plan))
 
 
 def make_use(skeleton: Skeleton, inventor: Inventor, *, renamed: bool = True) -> Use:
@@ -161,6 +174,11 @@ def _json(value: Any) -> str:
 def _fill(template: str, values: dict[str, str]) -> str:
     text = _SLOT.sub(lambda match: values.get(match[1], match[0]), template)
     return text[:1].upper() + text[1:] if not template.startswith("look") else text
+
+
+def _purpose(plan: str) -> str:
+    """What a plan is about, whatever the thing is: the cost of a ship and that of a planet are looked up alike."""
+    return plan.partition("<")[0]
 
 
 def _lower(plan: str) -> str:
@@ -187,14 +205,19 @@ class ToolExamples:
         """A tool and a use of it."""
         return make_use(self.skeleton(inventor), inventor)
 
-    def tools(self, used: Sequence[Use], inventor: Inventor) -> tuple[Tool, ...]:
-        """The tools of the uses among up to four others for other purposes, in a random order."""
+    def tools(self, used: Sequence[Use], inventor: Inventor, *, purposes: Sequence[str] = ()) -> tuple[Tool, ...]:
+        """The tools of the uses among up to four others, in a random order.
+
+        No two are for the same purpose, and no other is for one of `purposes`: one of them is right, and one only.
+        """
         rng = inventor.rng
         found = {use.tool.name: use.tool for use in used}
+        taken = {*purposes, *(use.purpose for use in used)}
         for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4))):
             other = self.use(inventor)
-            if other.purpose not in {use.purpose for use in used}:
-                found.setdefault(other.tool.name, other.tool)
+            if other.purpose not in taken and other.tool.name not in found:
+                taken.add(other.purpose)
+                found[other.tool.name] = other.tool
         listed = list(found.values())
         rng.shuffle(listed)
         return tuple(listed)
@@ -253,10 +276,10 @@ class ToolExamples:
         steps = rng.random() < 0.7 if multi_step is None else multi_step
         documents, place, rivals = [Document(dict(use.result))], 0, []
         if rng.random() < 0.25:
-            other = self.use(inventor).result
+            other = self._result_besides(use, inventor)
             rivals = list(other.values())
             place = rng.randrange(2)
-            documents.insert(1 - place, Document(dict(other)))
+            documents.insert(1 - place, Document(other))
         messages = (*self._opening(inventor, use.request), *_step(use, f"I will {_lower(use.plan)}.", documents, 0))
         answer = (_stated(use, place),)
         about = {"answer": answer[0].plain, "sources": [place], "values": _values(use), "rivals": rivals}
@@ -269,17 +292,25 @@ class ToolExamples:
             about=about,
         )
 
+    def _result_besides(self, use: Use, inventor: Inventor) -> dict[str, str]:
+        """A result of another tool, which tells nothing under the keys of the result that answers."""
+        while True:
+            other = dict(self.use(inventor).result)
+            if not other.keys() & use.result.keys():
+                return other
+
     def two_steps(self, inventor: Inventor) -> Example:
         """Look up one thing, then another that depends on it; the example ends at one of the three stages."""
         rng = inventor.rng
         middle_kind, middle = rng.choice(TWO_STEP_NOUNS)
         start_kind, start = rng.choice(
-            (("ship", "ship"), ("project", "project"), ("gadget", "product"), ("order", "order"), ("team", "team"))
+            (("ship", "ship"), ("project", "project"), ("gadget", "product"), ("code", "order"), ("team", "team"))
         )
         noun, kind = rng.choice(properties(self._held_out))
         first = _lookup(middle, start, start_kind, inventor)
         second = _lookup(noun, middle, middle_kind, inventor)
-        begin, found, last = (_inside(inventor.value(k)) for k in (start_kind, middle_kind, kind))
+        asked_for = ((start_kind, start), (middle_kind, middle), (kind, noun))
+        begin, found, last = (named_value(*one, inventor) for one in asked_for)
         calls = [_call(first, begin, 0), _call(second, found, 1)]
         asked = rng.choice(
             (
@@ -291,7 +322,9 @@ class ToolExamples:
         plan = f"I will look up the {middle} of {begin}, and then the {noun}."
         think = f"The {middle} is {found}. Now I will look up the {noun} of {found}."
         messages = list(self._opening(inventor, asked))
-        tools = self._with(first, second, inventor)
+        tools = self._with(
+            first, second, [_purpose(f"look up the {one} of <name>") for one in (middle, noun)], inventor
+        )
         stage = rng.randrange(3)
         texts = [f"Plan: {plan}\n{calls_action([calls[0]])}", f"Reflection: {think}\n{calls_action([calls[1]])}"]
         if stage >= 1:
@@ -313,8 +346,8 @@ class ToolExamples:
         about = {"tool": calls[stage].name, "arguments": calls[stage].parameters}
         return Example("tools", tuple(messages), texts[stage], tools=tools, about=about)
 
-    def _with(self, first: Tool, second: Tool, inventor: Inventor) -> tuple[Tool, ...]:
-        others = {tool.name: tool for tool in self.tools([], inventor)}
+    def _with(self, first: Tool, second: Tool, purposes: Sequence[str], inventor: Inventor) -> tuple[Tool, ...]:
+        others = {tool.name: tool for tool in self.tools([], inventor, purposes=purposes)}
         listed = list({**others, first.name: first, second.name: second}.values())
         inventor.rng.shuffle(listed)
         return tuple(listed)
@@ -323,10 +356,6 @@ class ToolExamples:
         if inventor.rng.random() < 0.15:
             return Message("system", inventor.rng.choice(PREAMBLES)), Message("user", asked)
         return (Message("user", asked),)
-
-
-def _inside(name: str) -> str:
-    return "the " + name[4:] if name.startswith("The ") else name
 
 
 def _slug(noun: str) -> str:
@@ -339,7 +368,9 @@ def _lookup(noun: str, thing: str, kind: str, inventor: Inventor) -> Tool:
     schema = {"type": "string", "description": f"{rng.choice(('Name of the', 'The', 'Which'))} {thing}."}
     parameter = rng.choice((_slug(thing), "name", "query"))
     parameters = {"type": "object", "properties": {parameter: schema}, "required": [parameter]}
-    return Tool(name, f"{rng.choice(('Looks up', 'Returns', 'Finds'))} the {noun} of a {thing}.", parameters)
+    return Tool(
+        name, f"{rng.choice(('Looks up', 'Returns', 'Finds'))} the {noun} of {with_article(thing)}.", parameters
+    )
 
 
 def _call(tool: Tool, value: str, number: int) -> ToolCall:
