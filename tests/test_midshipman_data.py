@@ -15,6 +15,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from quarterdeck.chat import render
+from quarterdeck.chat.messages import Tool
 from quarterdeck.chat.parser import parse
 from quarterdeck.tokenizer import CohereTokenizerFast
 from quarterdeck.training.midshipman import mixture as mixtures
@@ -26,8 +27,9 @@ from quarterdeck.training.midshipman.example import Encoded, Example, ExampleEnc
 from quarterdeck.training.midshipman.grammar import blocks, text_lines, word_lists
 from quarterdeck.training.midshipman.grounded import KINDS, SchemaQuestions
 from quarterdeck.training.midshipman.invention import Inventor
+from quarterdeck.training.midshipman.languages import grounded_in_language
 from quarterdeck.training.midshipman.mixture import FAMILIES, STAGES, Materials, Mixture, share
-from quarterdeck.training.midshipman.natural import Passage, write_passages
+from quarterdeck.training.midshipman.natural import NaturalQuestions, Passage, write_passages
 from quarterdeck.training.midshipman.primer import repeated_tokens
 from quarterdeck.training.midshipman.skeletons import skeletons
 from quarterdeck.training.midshipman.talk import Knowledge
@@ -140,6 +142,67 @@ def test_arguments_stand_in_the_request_as_they_are() -> None:
         for value in example.about["arguments"].values():
             if isinstance(value, str):
                 assert value in example.messages[-1].content
+
+
+def test_where_a_value_begins_is_never_a_matter_of_taste() -> None:
+    """No quotes, and no "crate 57" or "Project Rous" of which a parameter `crate` or `project` might be a part."""
+    tools, inventor = ToolExamples(held_out=True), Inventor(random.Random(3))
+    starts = []
+    for _ in range(400):
+        for example in (tools.call(inventor), tools.two_steps(inventor)):
+            arguments = example.about.get("arguments", {})
+            values = {name: value for name, value in arguments.items() if isinstance(value, str)}
+            assert not any(re.match(r'"|[a-z]+ \S*\d', value) for value in values.values()), values
+            assert not any(value.lower().removeprefix("the ").startswith(f"{name} ") for name, value in values.items())
+            starts += [value.partition(" ")[0] for value in values.values()]
+    assert "the" in starts
+
+
+def looked_up(tool: Tool) -> str:
+    """What a tool looks up, of whatever thing; or its whole description."""
+    found = re.fullmatch(r"(?:Looks up the|Returns the|Finds the|The) (.+?)(?: of an? \w+)?\.", tool.description)
+    return found[1] if found else tool.description
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_no_two_tools_of_a_prompt_do_the_same(held_out: bool) -> None:
+    tools, inventor = ToolExamples(held_out=held_out), Inventor(random.Random(6))
+    for _ in range(400):
+        for example in (tools.call(inventor), tools.two_steps(inventor)):
+            done = [looked_up(tool) for tool in example.tools]
+            assert len(done) == len(set(done)), done
+            assert not any(re.search(r"\ba [aeio]", tool.description) for tool in example.tools)
+
+
+def test_results_that_come_together_have_keys_of_their_own() -> None:
+    tools, inventor = ToolExamples(), Inventor(random.Random(7))
+    pairs = 0
+    for _ in range(600):
+        documents = next(one.documents for one in tools.results(inventor).messages if one.role == "tool")
+        keys = [key for document in documents for key in document.data]
+        pairs += len(documents) > 1
+        assert len(keys) == len(set(keys)), keys
+    assert pairs > 50
+
+
+def test_what_a_question_in_another_language_names_is_one_thing() -> None:
+    inventor = Inventor(random.Random(8))
+    for _ in range(1500):
+        example = grounded_in_language(inventor)
+        before, _, after = example.about["answer"].partition(example.about["values"][0])
+        texts = [str(document.data["text"]) for document in example.documents or ()]
+        assert sum(text.startswith(before) and text.endswith(after) for text in texts) == 1, texts
+
+
+def test_the_words_of_a_question_stand_in_one_sentence() -> None:
+    again = Passage("own", "Again", ("The anchor is heavy here.", "Nobody lifts the anchor now.", "The sea is calm."))
+    questions, inventor = NaturalQuestions((again, *PASSAGES)), Inventor(random.Random(9))
+    for _ in range(300):
+        question = questions.question(inventor)
+        asked = re.findall(r"(?:about|mentions) (anchor|barrel|compass)[.?]", question.text)
+        for word in asked if question.answer else ():
+            texts = " ".join(str(value) for one in question.documents for value in one.data.values())
+            assert texts.count(word) == 1, (question.text, texts)
 
 
 @pytest.mark.parametrize("held_out", [False, True])
@@ -260,11 +323,11 @@ def test_the_vocabulary_has_coheres_layout_and_short_prompts(tokenizer: CohereTo
     )
     for word in (
         "Relevant",
-        "ĠDocuments",
+        "Documents",
         "Cited",
         "Answer",
         "Grounded",
-        "Ġanswer",
+        "answer",
         "Action",
         "Plan",
         "parameters",
@@ -275,6 +338,33 @@ def test_the_vocabulary_has_coheres_layout_and_short_prompts(tokenizer: CohereTo
         assert len(render("Where?", documents=[], citation_mode=mode).token_ids(tokenizer)) < most
     text = "Ünïcode 日本語 العربية 😀 12,345\n\tend"
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+
+@pytest.mark.parametrize(
+    ("told", "name", "copied"),
+    [
+        ("The toll of {} is", "Daikitaim Ranch", "<co: 0>{}</co: 0>"),
+        ("It lies in {}.", "Bamgra", "<co: 0>{}</co: 0>"),
+        ("def {}(x: str)", "courierFeed_v2", '"tool_name": "{}",'),
+        ("write to {} now", "Pierre Rotend", '"name": "{}"'),
+    ],
+)
+def test_a_name_has_the_same_tokens_wherever_it_stands(
+    told: str, name: str, copied: str, tokenizer: CohereTokenizerFast
+) -> None:
+    wanted = " ".join(tokenizer.tokenize(name))
+    assert f" {wanted} " in " ".join(tokenizer.tokenize(told.format(name)))
+    assert f" {wanted} " in " ".join(tokenizer.tokenize(copied.format(name)))
+
+
+def test_frequent_words_take_the_space_before_them_along(tokenizer: CohereTokenizerFast) -> None:
+    assert tokenizer.tokenize("one of these is the one")[1:] == [
+        "\u0120of",
+        "\u0120these",
+        "\u0120is",
+        "\u0120the",
+        "\u0120one",
+    ]
 
 
 def test_batches_are_a_matter_of_seed_step_and_progress(

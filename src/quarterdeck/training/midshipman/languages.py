@@ -97,8 +97,9 @@ def grounded_in_language(inventor: Inventor) -> Example:
     one = rng.choice(frames())
     template, asks = rng.choice(one.facts)
     made = [_values(one.language, inventor) for _ in range(rng.choice((1, 2, 3)))]
-    things = list({thing["<n>"]: thing for thing in made}.values())  # a name means one thing
     asked_slot = next(slot for slot in ("<v>", "<p>", "<n>") if slot in template and slot not in asks[0])
+    named_by = next(slot for slot in ("<n>", "<p>") if slot in asks[0])
+    things = list({thing[named_by]: thing for thing in made}.values())  # a name means one thing
     texts = [(values["<n>"], _put(template, values)) for values in things]
     documents, places = shuffled([Document({"title": title, "text": text}) for title, text in texts], rng)
     before, _, after = template.partition(asked_slot)

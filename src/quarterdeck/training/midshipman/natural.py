@@ -95,7 +95,9 @@ class NaturalQuestions:
             asked = self.ask(window[place], rng)
             if asked is not None:
                 whole = re.compile(rf"\b{re.escape(asked[1])}\b", re.IGNORECASE)
-                place = next((n for n, one in enumerate(window) if whole.search(one)), place)
+                told = [n for n, one in enumerate(window) if whole.search(one)] or [place]
+                window = tuple(one for n, one in enumerate(window) if n not in told[1:])
+                place = told[0]  # and one place only: a question has one answer
                 break
         else:
             raise AssertionError("twenty passages without a good sentence: prepare lets none such through")
