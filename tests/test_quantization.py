@@ -206,8 +206,10 @@ def test_what_cannot_be_quantized() -> None:
     with pytest.raises(InputError, match="infinities or NaNs"):
         quantize_model(model, "int8")
     quantized = quantize_model(make_ours(hidden_size=64), "int8")
-    with pytest.raises(InputError, match="nothing to quantize"):
+    with pytest.raises(InputError, match=r"quantized already, as QuantizationConfig\(format='int8'"):
         quantize_model(quantized, "int8")
+    with pytest.raises(InputError, match="nothing to quantize"):
+        quantize_model(make_ours(hidden_size=64), QuantizationConfig(modules_to_not_convert=("model", "lm_head")))
     with pytest.raises(InputError, match="resize it before"):
         quantized.resize_token_embeddings(120)
     with pytest.raises(InputError, match="nothing to dequantize"):

@@ -254,7 +254,13 @@ def test_the_command_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_a_quantized_model_is_not_quantized_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    quantize_model(make_ours(hidden_size=64), "int8").save_pretrained(tmp_path / "int8")
+@pytest.mark.parametrize("kept", [(), ("up_proj",)])
+def test_a_quantized_model_is_not_quantized_again(
+    kept: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor are weights that were kept: the new configuration would be said of the others too."""
+    config = QuantizationConfig("int8", modules_to_not_convert=kept)
+    quantize_model(make_ours(hidden_size=64), config).save_pretrained(tmp_path / "int8")
     assert main(["quantize", str(tmp_path / "int8"), str(tmp_path / "out")]) == 1
-    assert "nothing to quantize" in capsys.readouterr().err
+    assert "quantized already, as QuantizationConfig(format='int8'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

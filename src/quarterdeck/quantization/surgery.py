@@ -34,8 +34,10 @@ def targets(model: nn.Module, config: QuantizationConfig) -> dict[str, nn.Linear
     """What ``config`` quantizes of ``model``, by name.
 
     Raises:
-        InputError: embedding and head are one tensor and only one of them is to be quantized, or nothing is.
+        InputError: embedding and head are one tensor and only one of them is to be quantized, or nothing is, or some
+            weights are quantized already.
     """
+    _check_in_full(model)
     head = output_head(model)
     found: dict[str, nn.Linear | nn.Embedding] = {}
     left: list[nn.Module] = []
@@ -56,6 +58,16 @@ def targets(model: nn.Module, config: QuantizationConfig) -> dict[str, nn.Linear
     if not found:
         raise InputError(f"there is nothing to quantize: the model has no linears but those that {config} leaves out")
     return found
+
+
+def _check_in_full(model: nn.Module) -> None:
+    """InputError where weights are quantized: no one configuration says how they and the others are then held."""
+    if packed_modules(model) or getattr(model, "is_quantized", False):
+        raise InputError(
+            f"the model's weights, or some, are quantized already, as {getattr(model, 'quantization', None)}: quantize "
+            "the checkpoint that it was made from, or one in full, as model.dequantize() and, of GGUF, GPTQ and AWQ, "
+            "`quarterdeck convert` make it"
+        )
 
 
 def output_head(model: nn.Module) -> nn.Module | None:
