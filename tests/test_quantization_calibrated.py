@@ -185,6 +185,13 @@ def test_calibration_that_cannot_be() -> None:
     with pytest.raises(InputError, match="needs calibration text"):
         list(quantization_steps(model, CONFIGS["int4"]))
     assert not model.is_quantized
+    model.model.layers[1].mlp.down_proj.weight.data[3, 3] = 1e6
+    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.down_proj: 4-bit scales hold infinities or NaNs"):
+        list(quantization_steps(model, CONFIGS["int4"], [random_ids(1, 9)]))
+    model = make_ours(hidden_size=64, tie_word_embeddings=False)
+    model.model.layers[0].input_layernorm.weight.data[:] = torch.inf
+    with pytest.raises(InputError, match=r"layers\.0\.self_attn\.q_proj: of the calibration text it sees infinities"):
+        list(quantization_steps(model, CONFIGS["int4"], [random_ids(1, 9)]))
 
 
 # -- the command -------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from quarterdeck.quantization.formats import format_of, round_weight, tensors_of
 from quarterdeck.quantization.gptq import gptq
 from quarterdeck.quantization.modules import PackedModule
 from quarterdeck.quantization.report import LayerError, layer_error
-from quarterdeck.quantization.surgery import like, note, output_head, put, rounding_steps, targets
+from quarterdeck.quantization.surgery import like, naming, note, output_head, put, rounding_steps, targets
 
 _TABLE_PART = 0.1  # of what a head's weight is rounded for, what it counts that it is a table of rows too
 Inputs = list[tuple[Tensor, tuple[Any, ...]]]
@@ -102,9 +102,10 @@ def _quantize_tied(
 
 def _tensors(name: str, weight: Tensor, config: QuantizationConfig, hessian: Tensor) -> dict[str, Tensor]:
     """The packed tensors of a module's weight, on its device."""
-    if config.method == "gptq":
+    with naming(name):
+        if config.method != "gptq":
+            return round_weight(format_of(config, name), weight)
         return {part: tensor.to(weight.device) for part, tensor in tensors_of(gptq(weight, hessian, config)).items()}
-    return round_weight(format_of(config, name), weight)
 
 
 class _Reached(Exception):  # noqa: N818 (no error: it ends a run of the model where it has done its work)

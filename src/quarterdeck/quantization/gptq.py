@@ -110,7 +110,10 @@ def gptq(weight: Tensor, hessian: Tensor, config: QuantizationConfig, *, slab: i
     hessian = hessian.clone()
     diagonal = hessian.diagonal()
     if not bool(diagonal.isfinite().all()):
-        raise InputError("a layer saw infinities or NaNs in the calibration text; load the model in float32")
+        raise InputError(
+            "of the calibration text it sees infinities or NaNs: either a weight before it is not finite, or the model "
+            "needs more range than its type has (`quarterdeck convert --type bf16`)"
+        )
     diagonal.add_(_DAMPING * diagonal.mean().clamp(min=torch.finfo(torch.float32).tiny))
     order = diagonal.argsort(descending=True)
     factor = _inverse_factor(hessian[order][:, order])

@@ -12,14 +12,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from quarterdeck.errors import CheckpointMismatchError, InputError
+from quarterdeck.errors import CheckpointMismatchError
 from quarterdeck.kernels import native
 from quarterdeck.quantization.bnb import BitsAndBytesReceiver, parts_in_full, replace_with_bitsandbytes
 from quarterdeck.quantization.bnb_config import BitsAndBytesConfig
 from quarterdeck.quantization.choose import Quantization
 from quarterdeck.quantization.formats import PACKED
 from quarterdeck.quantization.modules import PackedModule, QuantizedEmbedding
-from quarterdeck.quantization.surgery import note, replace_modules
+from quarterdeck.quantization.surgery import naming, note, replace_modules
 
 logger = logging.getLogger(__name__)
 
@@ -100,10 +100,8 @@ class RoundingReceiver:
                 f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}, but must be of a floating type to be "
                 "quantized: use the checkpoint that this was made from"
             )
-        try:
+        with naming(name):
             self._modules[name].set_weight(tensor, _memory(device))
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from error
 
 
 class StoredReceiver:

@@ -9,6 +9,7 @@ Loading uses the first half only, `replace_modules` on a model without memory; t
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -127,7 +128,8 @@ def rounding_steps(
         modules = [old.pop(name) for name in group]
         weight = modules[0].weight.detach()
         made = [like(module, format_of(config, group[0])) for module in modules]  # one weight is held in one way
-        made[0].set_weight(weight, weight.device)
+        with naming(group[0]):
+            made[0].set_weight(weight, weight.device)
         error = layer_error(group[0], weight, made[0].packed)
         for name, new in zip(group, made, strict=True):
             new.set_tensors(made[0].tensors)
@@ -148,6 +150,15 @@ def dequantize_model(model: ModelT, dtype: torch.dtype) -> ModelT:
         put(model, name, _plain(module, shared[key]))
     note(model, None)
     return model
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Puts the name of a module, or of its weight, before what is wrong with it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:
