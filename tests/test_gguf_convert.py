@@ -157,6 +157,53 @@ def test_a_failure_leaves_nothing_behind(checkpoint: Path, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def changed(checkpoint: Path, folder: Path, tensors: dict[str, torch.Tensor | None]) -> Path:
+    """A copy with some tensors changed, added or (None) left out."""
+    folder.mkdir()
+    for path in checkpoint.glob("*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    stored: dict[str, torch.Tensor | None] = {**load_file(folder / "model.safetensors"), **tensors}
+    left = {name: tensor for name, tensor in stored.items() if tensor is not None}
+    save_file(left, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"model.norm.weight": None}, "1 missing in the checkpoint"),
+        ({"model.norm.weight": torch.ones(7)}, "model.norm.weight: (7,), but (32,) in the model"),
+        ({"model.norm.weight": torch.ones(32, dtype=torch.int8)}, "is stored as int8"),
+        ({"lm_head.weight": torch.ones(729, 32)}, "one tensor in the model, two in the checkpoint"),
+        ({"model.vision.weight": torch.ones(2)}, "1 unknown to the model"),
+    ],
+)
+@pytest.mark.parametrize("target", ["x.gguf", "x"])
+def test_what_would_not_load_is_not_converted(
+    tensors: dict[str, Any], message: str, target: str, checkpoint: Path, tmp_path: Path, capsys: Any
+) -> None:
+    source = changed(checkpoint, tmp_path / "model", tensors)
+    assert main(["convert", str(source), str(tmp_path / target)]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / target).exists()
+
+
+def test_a_tied_weight_may_stand_under_either_name(checkpoint: Path, tmp_path: Path) -> None:
+    table = load_file(checkpoint / "model.safetensors")["model.embed_tokens.weight"]
+    source = changed(checkpoint, tmp_path / "m", {"model.embed_tokens.weight": None, "lm_head.weight": table})
+    for target in ("x.gguf", "x"):
+        assert main(["convert", str(source), str(tmp_path / target)]) == 0
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / target)
+        assert torch.equal(model.get_input_embeddings().weight, table)
+
+
+def test_numbers_that_float16_lacks_are_refused(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    source = changed(checkpoint, tmp_path / "model", {"model.norm.weight": torch.full((32,), 1e6)})
+    assert main(["convert", str(source), str(tmp_path / "x"), "--type", "f16"]) == 1
+    assert "model.norm.weight holds numbers that float16 cannot" in capsys.readouterr().err
+    assert not list((tmp_path / "x").glob("*"))
+
+
 def test_weights_that_this_package_quantized_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     AutoModelForCausalLM.from_pretrained(checkpoint, quantization_config="int4").save_pretrained(tmp_path / "four")
     AutoTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path / "four")

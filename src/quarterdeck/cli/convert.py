@@ -54,11 +54,13 @@ def execute(arguments: argparse.Namespace) -> int:
     target: Path = arguments.target
     to_gguf = target.suffix.lower() == ".gguf"
     _check(arguments, to_gguf)
-    from quarterdeck.weights.convert import open_checkpoint, to_gguf_file, to_safetensors  # --help need not wait
+    from quarterdeck.model import CohereForCausalLM  # here, since --help need not wait for torch
+    from quarterdeck.weights.convert import check_complete, open_checkpoint, to_gguf_file, to_safetensors
 
     checkpoint = open_checkpoint(
         arguments.source, gguf_file=arguments.gguf_file, hub=HubOptions(revision=arguments.revision)
     )
+    check_complete(checkpoint, CohereForCausalLM._on_meta(checkpoint.config))
     kind = None if arguments.type is None else arguments.type.upper()
     if to_gguf:
         _with_progress(lambda progress: to_gguf_file(checkpoint, target, kind, progress))

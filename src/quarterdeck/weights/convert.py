@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quarterdeck.config import CohereConfig
 from quarterdeck.config_files import read_json
@@ -23,6 +23,7 @@ from quarterdeck.tokenization.files import write_json
 from quarterdeck.tokenizer import CohereTokenizerFast
 from quarterdeck.weights.foreign import in_full
 from quarterdeck.weights.gguf_export import write_gguf
+from quarterdeck.weights.load import Naming, check_fit
 from quarterdeck.weights.reader import TensorSource, first_floating_dtype
 from quarterdeck.weights.save import replacing_checkpoint, write_weights
 from quarterdeck.weights.sources import resolve_source
@@ -35,6 +36,7 @@ Progress = Callable[[int, int], None]
 """Is told how many tensors are done, of how many."""
 
 _ARCHITECTURE = "CohereForCausalLM"
+_HEAD, _TABLE = "lm_head.weight", "model.embed_tokens.weight"
 _CPU = torch.device("cpu")
 
 
@@ -81,6 +83,21 @@ def open_checkpoint(
         return Checkpoint(config, tokenizer, full, generation_values(GGUFFile(gguf)))
     path = hub.resolve_file(name, GENERATION_FILE, required=False)
     return Checkpoint(config, tokenizer, full, None if path is None else read_json(path))
+
+
+def check_complete(checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Refuse a checkpoint that would not load, which files made of it would not either.
+
+    Args:
+        checkpoint: the files.
+        model: one of its configuration with a head, without memory.
+
+    Raises:
+        CheckpointMismatchError: weights are missing, unknown, of another shape or of no floating type, or two that the
+            model has as one differ.
+    """
+    tied = {_HEAD: _TABLE} if checkpoint.config.tie_word_embeddings else {}
+    check_fit(model, checkpoint.source, Naming(prefix="model.", head=frozenset({_HEAD}), tied=tied))
 
 
 def to_gguf_file(checkpoint: Checkpoint, path: Path, kind: str | None = None, progress: Progress | None = None) -> None:
@@ -152,7 +169,11 @@ class _Values(Mapping[str, Tensor]):
         self._done += 1
         if self._progress is not None:
             self._progress(self._done, self._count)
-        return self._source.tensor(name, self._dtype, _CPU)
+        tensor = self._source.tensor(name, self._dtype, _CPU)
+        changed = self._source.dtype(name) != self._dtype
+        if changed and self._dtype == torch.float16 and not bool(tensor.isfinite().all()):
+            raise InputError(f"{name} holds numbers that float16 cannot: choose bf16 or f32")
+        return tensor
 
     def __contains__(self, name: object) -> bool:
         return name in set(self._source.names())

@@ -141,10 +141,13 @@ def _named(source: TensorSource, config: CohereConfig) -> dict[str, str]:
     """Names in the file to names in the source, in the source's order; a tied head is left out."""
     found: dict[str, str] = {}
     unknown = []
-    for name in source.names():
-        if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tie_word_embeddings):
+    names = [name for name in source.names() if not name.endswith("rotary_emb.inv_freq")]
+    has_table = any(name.removeprefix("model.") == "embed_tokens.weight" for name in names)
+    for name in names:
+        is_tied = name == "lm_head.weight" and config.tie_word_embeddings
+        if is_tied and has_table:
             continue
-        short = to_gguf(name) or to_gguf(f"model.{name}")
+        short = to_gguf("model.embed_tokens.weight" if is_tied else name) or to_gguf(f"model.{name}")
         if short is None:
             unknown.append(name)
         else:

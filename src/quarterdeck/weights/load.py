@@ -165,6 +165,26 @@ def load_weights(
     return report
 
 
+def check_fit(model: nn.Module, source: TensorSource, naming: Naming) -> None:
+    """Refuse tensors that `load_weights` would refuse, without loading them: ``model`` may be on the meta device.
+
+    Raises:
+        CheckpointMismatchError: names or shapes do not fit, or a weight is stored in whole numbers.
+    """
+    report = _match(_wanted(model, naming.tied, {}), source, naming, compare_tied=True)
+    report.check(strict=True, ignore_mismatched_sizes=False)
+    for name, stored in report.found.items():
+        if not source.dtype(stored).is_floating_point:
+            raise _no_floating_type(name, source.dtype(stored))
+
+
+def _no_floating_type(name: str, dtype: torch.dtype) -> CheckpointMismatchError:
+    return CheckpointMismatchError(
+        f"{name} is stored as {str(dtype).removeprefix('torch.')}, but must be of a floating type: "
+        "if the checkpoint is quantized, its config.json must say how (quantization_config)"
+    )
+
+
 def _wanted(model: nn.Module, tied: Mapping[str, str], received: Mapping[str, Shape]) -> dict[str, Shape]:
     """Names and shapes to look for: the model's own, less those that follow from others, and the receiver's."""
     buffers = {name for name, _ in model.named_buffers()}
@@ -239,10 +259,7 @@ def put_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:
     module = model.get_submodule(path)
     old = getattr(module, leaf)
     if old.is_floating_point() and not tensor.is_floating_point():
-        raise CheckpointMismatchError(
-            f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}, but must be of a floating type: "
-            "if the checkpoint is quantized, its config.json must say how (quantization_config)"
-        )
+        raise _no_floating_type(name, tensor.dtype)
     new = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
     setattr(module, leaf, new)
 
