@@ -29,6 +29,7 @@ from quarterdeck.memory import loading, machine
 from quarterdeck.memory.sizes import cache_bytes, weight_bytes
 from quarterdeck.quantization.choose import as_quantization
 from quarterdeck.quantization.surgery import replace_modules
+from test_gptq_awq import GPTQ, write
 
 GB = 10**9
 TINY: dict[str, Any] = {
@@ -180,6 +181,38 @@ def test_gguf_files_are_counted_as_they_are_loaded(kind: str, quantization: str 
     plain = {"F32": plan.weights, "F16": plan.weights - 2 * norms}
     assert plan.mapped == (0 if quantization else plain.get(kind, 0))
     assert plan_memory(str(path), device="cpu", quantization=quantization).weights == plan.weights
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"group_size": -1},
+        {"quant_method": "awq", "group_size": 64},
+        {"quant_method": "awq", "group_size": 32},
+        {"bits": 8},
+        {"group_size": 16},
+    ],
+)
+def test_checkpoints_of_other_tools_are_counted_as_they_are_loaded(
+    changes: dict[str, Any], quantization: str | None, tmp_path: Path
+) -> None:
+    stored = GPTQ | changes
+    write(tmp_path, stored, middle=stored["quant_method"] == "gptq")
+    plan = plan_memory(tmp_path, device="cpu", dtype="float32", quantization=quantization)
+    model = CohereForCausalLM.from_pretrained(tmp_path, quantization_config=quantization)
+    tensors = {weight.data_ptr(): weight.nbytes for weight in [*model.parameters(), *model.buffers()]}
+    assert plan.weights == sum(tensors.values())
+    assert plan.mapped == 0
+
+
+def test_a_configuration_of_other_tools_stays_as_it_is() -> None:
+    config = CohereConfig(**TINY, quantization_config=GPTQ | {"desc_act": True})
+    assert plan_memory(config).quantization is None
+    assert config.to_dict()["quantization_config"]["quant_method"] == "gptq"
+    with pytest.raises(InputError, match="bits=3"):
+        plan_memory(CohereConfig(**TINY, quantization_config=GPTQ | {"bits": 3}))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ Only config.json is looked at, or the header of a GGUF file. Figures are bytes; 
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,8 @@ from quarterdeck.memory.machine import available_memory
 from quarterdeck.memory.sizes import CacheKind, cache_bytes, weight_bytes, workspace_bytes
 from quarterdeck.quantization.choose import AnyQuantization, Quantization, as_quantization, chosen_quantization
 from quarterdeck.quantization.config import QuantizationConfig
-from quarterdeck.weights.foreign import arranged
+from quarterdeck.quantization.surgery import write_quantization
+from quarterdeck.weights.foreign import arranged, declared
 from quarterdeck.weights.gguf import GGUFTensors, open_gguf
 
 DEFAULT_CONTEXT = 8192
@@ -150,7 +152,8 @@ def plan_memory(
         context: tokens of a sequence, prompt and answer together. Default: 8192, or the model's most if that is less.
         batch_size: sequences at once.
         dtype: type of the weights that are not quantized and of activations; ``"auto"`` is the checkpoint's.
-        quantization: as in ``LLM``; a checkpoint that is quantized says so itself.
+        quantization: as in ``LLM``; a checkpoint that is quantized says so itself. One of GPTQ or AWQ is taken for what
+            config.json says of it.
         kv_cache: ``"dynamic"``, ``"static"``, ``"int8"`` or ``"int4"``.
         device: where to run. Default: the first accelerator, else the CPU.
         prefill_chunk_size: tokens of the prompt per run of the model. Default: what ``generate`` does, which is 1024 on
@@ -168,8 +171,12 @@ def plan_memory(
     config = _configuration(model if file is None else file, hub, is_file=file is not None)
     place = _device(device)
     stored = config.dtype or torch.float32
-    held = chosen_quantization(as_quantization(quantization), getattr(config, "quantization_config", None))
-    windows = None
+    windows: Mapping[torch.dtype, int] | None = None
+    of_other_tool, as_stored = declared(getattr(config, "quantization_config", None))
+    if of_other_tool:
+        config, windows = copy.deepcopy(config), {}  # what is packed again is no page of a file
+        write_quantization(config, None)
+    held = chosen_quantization(as_quantization(quantization), getattr(config, "quantization_config", None)) or as_stored
     if file is not None:
         held, windows = _of_file(file, held, config)
     wanted = _Wanted(

@@ -68,6 +68,29 @@ def arranged(
     return grouped.with_packed(packed, form), how
 
 
+def declared(stored: Any) -> tuple[bool, QuantizationConfig | None]:
+    """Whether another tool quantized the weights of a checkpoint, and how loading holds them if nothing is asked for.
+
+    Told by ``quantization_config`` of config.json alone, for who does not have the weights: a checkpoint whose zero
+    points, groups or types of scales are others than it says is held otherwise.
+
+    Raises:
+        UnsupportedOptionError: a layout that is not read.
+    """
+    if not _is_grouped(stored):
+        return False, None
+    layout = GroupedLayout.from_dict(stored)
+    symmetric = layout.method == "gptq" and stored.get("sym", True) is True
+    able = {4: ("int4",) if symmetric else ("int4-asymmetric", "int4-asymmetric-32"), 8: ("int8-32",)[: int(symmetric)]}
+    if stored.get("desc_act"):  # the order of inputs is then another
+        return True, None
+    for form in able.get(layout.bits, ()):
+        kind, even, group, _ = FORMS[form]
+        if layout.group_size == -1 or (group is not None and layout.group_size % group == 0):
+            return True, QuantizationConfig(kind, even, group, embeddings=False, head=False)
+    return True, None
+
+
 def in_full(source: TensorSource, stored: Any, *, has_bias: bool) -> TensorSource:
     """The tensors of a checkpoint, all weights in full.
 
