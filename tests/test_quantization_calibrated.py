@@ -241,6 +241,11 @@ def test_the_command_calibrates(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--calibration", "BINARY"], 1, "is no UTF-8 text"),
         (["--calibration", "NOWHERE"], 1, "NOWHERE"),
         (["--keep", "model.embed_tokens"], 1, "are one tensor"),
+        (["--keep", "lm_heed"], 2, "--keep lm_heed: this model has no module of that name"),
+        (["--max-shard-size", "5xb"], 1, "max_shard_size is '5xb'"),
+        (["--rows", "5"], 2, "--rows is about text: give --calibration FILE"),
+        (["--row-length", "5"], 2, "--row-length is about text"),
+        (["--calibration", "LONG", "--row-length", "3000"], 2, "has room for 2048: give --row-length 2048"),
     ],
 )
 def test_commands_that_cannot_be(
@@ -248,6 +253,7 @@ def test_commands_that_cannot_be(
 ) -> None:
     (tmp_path / "EMPTY").write_text("\n")
     (tmp_path / "BINARY").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "LONG").write_text("Penguins live in Antarctica, and swim. " * 400)
     options = [str(tmp_path / word) if word.isupper() else word for word in options]
     assert main(["quantize", "midshipman", str(tmp_path / "out"), *options]) == code
     assert message in capsys.readouterr().err

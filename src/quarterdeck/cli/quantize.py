@@ -31,6 +31,8 @@ examples:
   quarterdeck quantize ./aya-expanse-8b ./aya-expanse-8b-int8 --format int8
 """
 
+_ROWS, _ROW_LENGTH = 128, 512
+
 
 def add_parser(commands: Commands) -> None:
     """Describe the command."""
@@ -70,11 +72,9 @@ def add_parser(commands: Commands) -> None:
         "text (default with --calibration); round-to-nearest needs no text (default without)",
     )
     group.add_argument(
-        "--rows", type=positive_int, default=128, metavar="N", help="rows of text to take at most (default: 128)"
+        "--rows", type=positive_int, metavar="N", help=f"rows of text to take at most (default: {_ROWS})"
     )
-    group.add_argument(
-        "--row-length", type=positive_int, default=512, metavar="N", help="tokens in a row (default: 512)"
-    )
+    group.add_argument("--row-length", type=positive_int, metavar="N", help=f"tokens in a row (default: {_ROW_LENGTH})")
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -82,12 +82,15 @@ def execute(arguments: argparse.Namespace) -> int:
     config = _configuration(arguments)
     check_target(arguments.out, is_file=False)
     from quarterdeck.auto import AutoModelForCausalLM  # here, since --help need not wait for torch
+    from quarterdeck.weights.save import parse_size
 
+    parse_size(arguments.max_shard_size)
     tokenizer = _tokenizer(arguments)
     batches = [] if arguments.calibration is None else _rows(arguments, tokenizer)
     model = AutoModelForCausalLM.from_pretrained(
         arguments.model, dtype="auto", device_map=arguments.device, revision=arguments.revision
     )
+    _check_for(model, arguments.keep, batches)
     before = model.get_memory_footprint()
     errors = list(_with_progress(model, config, batches))
     model.save_pretrained(arguments.out, max_shard_size=arguments.max_shard_size)
@@ -106,6 +109,9 @@ def _configuration(arguments: argparse.Namespace) -> QuantizationConfig:
     method: Method = arguments.method or ("round-to-nearest" if arguments.calibration is None else "gptq")
     if method == "gptq" and arguments.calibration is None:
         raise UsageError("--method gptq needs text: give --calibration FILE")
+    for name in ("rows", "row_length"):
+        if arguments.calibration is None and getattr(arguments, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} is about text: give --calibration FILE, or leave it out")
     if arguments.asymmetric and arguments.format == "int8":
         raise UsageError("--asymmetric is for int4: leave it out, or leave out --format int8")
     return QuantizationConfig(
@@ -139,8 +145,24 @@ def _rows(arguments: argparse.Namespace, tokenizer: CohereTokenizerFast | None) 
     if not text.strip() or tokenizer is None:
         raise InputError(f"{arguments.calibration} is empty; calibration needs text, some pages of it")
     ids = torch.tensor(tokenizer(text)["input_ids"])
-    rows = [row[None].to(_torch_device(arguments.device)) for row in torch.split(ids, arguments.row_length)]
-    return rows[: arguments.rows]
+    rows = torch.split(ids, arguments.row_length or _ROW_LENGTH)[: arguments.rows or _ROWS]
+    return [row[None].to(_torch_device(arguments.device)) for row in rows]
+
+
+def _check_for(model: CohereForCausalLM, keep: list[str], batches: list[Tensor]) -> None:
+    """Refuse names that no module has, which would keep nothing, and rows that the model has no room for."""
+    from quarterdeck.quantization.config import is_named
+
+    modules = [name for name, _ in model.named_modules()]
+    for pattern in keep:
+        if not any(is_named(name, pattern) for name in modules if name):
+            raise UsageError(
+                f"--keep {pattern}: this model has no module of that name; give a whole name "
+                "(model.layers.0.mlp.up_proj), the beginning of one (model.layers.0) or the last part (up_proj)"
+            )
+    longest, room = max((batch.shape[1] for batch in batches), default=0), model.config.context_length
+    if longest > room:
+        raise UsageError(f"rows of {longest} tokens, and this model has room for {room}: give --row-length {room}")
 
 
 def _torch_device(place: str | int) -> Any:
