@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from quarterdeck import CohereConfig, CohereForCausalLM, QuantizedCache, StaticC
 from quarterdeck.cli.main import main
 from quarterdeck.cli.measuring import CACHE_OPTIONS, prefill_operations, seconds, step_bytes
 from quarterdeck.memory.sizes import CacheKind
+from quarterdeck.quantization.surgery import quantize_model
 
 FIELDS: dict[str, Any] = {
     "vocab_size": 90,
@@ -63,6 +65,13 @@ def test_json_has_a_line_for_each_length_and_number(capsys: pytest.CaptureFixtur
         assert one["decode_tokens"] * one["step_seconds"] == pytest.approx(2)
         assert one["prefill_tokens"] * one["prefill_seconds"] == pytest.approx(2 * one["prompt"])
     assert all(value > 0 for value in found["limits"].values() if value is not None)
+
+
+def test_a_checkpoint_says_itself_how_it_is_quantized(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quantize_model(CohereForCausalLM(CohereConfig(**FIELDS)), "int4").save_pretrained(tmp_path)
+    command = f"bench {tmp_path} --prompt 4 --batch 1 --new 1 --repeats 1 --device cpu"
+    assert main(command.split()) == 0
+    assert "parameters, int4, " in capsys.readouterr().out.splitlines()[0]
 
 
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,6 +70,7 @@ def execute(arguments: argparse.Namespace) -> int:
     import torch  # here, since --help need not wait for it
 
     from quarterdeck.cli.measuring import measure_limits, measure_speed
+    from quarterdeck.memory.plan import quantization_name
 
     model = _load(arguments)
     most = max(arguments.prompt) + arguments.new + 1
@@ -96,7 +97,7 @@ def execute(arguments: argparse.Namespace) -> int:
         "parameters": model.num_parameters(),
         "bytes": model.get_memory_footprint(),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "quantization": arguments.quantization,
+        "quantization": quantization_name(model.quantization),
         "kv_cache": arguments.kv_cache,
         "device": str(model.device),
         "threads": torch.get_num_threads(),

@@ -254,7 +254,7 @@ class _Wanted:
             model=name,
             device=str(self.device),
             dtype=str(self.dtype).removeprefix("torch."),
-            quantization=_quantization_name(self.quantization),
+            quantization=quantization_name(self.quantization),
             kv_cache=self.kv_cache,
             context=self.context,
             batch_size=self.batch_size,
@@ -394,7 +394,8 @@ def _count(name: str, value: Any) -> int:
     return value
 
 
-def _quantization_name(quantization: Quantization | None) -> str | None:
+def quantization_name(quantization: Quantization | None) -> str | None:
+    """What holds weights, in a word or two; None if nothing does."""
     if quantization is None:
         return None
     if isinstance(quantization, QuantizationConfig):
