@@ -277,6 +277,9 @@ def test_such_a_checkpoint_can_be_converted(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"bits": 3}, "bits=3"),
+        ({"group_size": None}, "group_size=None"),
+        ({"group_size": 0}, "group_size=0"),
+        ({"group_size": "128"}, "group_size='128'"),
         ({"checkpoint_format": "marlin"}, "checkpoint_format='marlin'"),
         ({"is_marlin_format": True}, "is_marlin_format=True"),
         ({"dynamic": {"-:lm_head": {}}}, "dynamic="),

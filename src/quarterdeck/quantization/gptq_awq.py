@@ -79,6 +79,11 @@ class GroupedLayout:
                     "the checkpoint, or the one that it was made from with quantization_config='int4'"
                 )
         size = values.get("group_size", values.get("q_group_size", 128))
+        if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != -1):
+            raise UnsupportedOptionError(
+                f"weights quantized by {method!r} with group_size={size!r} are not read; it must be the number of "
+                "inputs that share a scale, or -1 for all: put it right in config.json"
+            )
         return cls(method, bits, size, variant)
 
     def shape(self, qweight: tuple[int, ...]) -> tuple[int, int]:
