@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,17 @@ def test_a_damaged_header_says_so(tiny_file: Path, tmp_path: Path, place: int, d
     whole = bytearray(tiny_file.read_bytes())
     whole[place : place + len(data)] = data
     (tmp_path / "bad.gguf").write_bytes(whole)
+    with pytest.raises(CheckpointCorruptError, match=message):
+        GGUFFile(tmp_path / "bad.gguf")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"), [((2**62, 4), "header tells of"), ((2**32, 2**32), "header tells of"), ((4, 0), "is empty")]
+)
+def test_sizes_that_cannot_be_say_so(tmp_path: Path, sizes: tuple[int, int], message: str) -> None:
+    """Products of sizes are not those of 64 bits, where these two are zero."""
+    entry = struct.pack("<QsI2QIQ", 1, b"t", 2, *sizes, TYPES["F32"].number, 0)
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + entry + bytes(64))
     with pytest.raises(CheckpointCorruptError, match=message):
         GGUFFile(tmp_path / "bad.gguf")
 

@@ -15,6 +15,7 @@ import mmap
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -80,7 +81,7 @@ class TensorEntry:
     @property
     def nbytes(self) -> int:
         """Bytes of its data."""
-        return self.kind.row_bytes(int(np.prod(self.shape)))
+        return self.kind.row_bytes(prod(self.shape))
 
 
 class GGUFFile:
@@ -214,6 +215,8 @@ def _read_entry(reader: _Reader, path: Path) -> tuple[str, tuple[int, ...], Bloc
             f"{path}: tensor '{name}' is of the GGUF type number {number}, which is not read; there are "
             f"{', '.join(TYPES)}: use a file in one of these"
         )
+    if 0 in shape:
+        raise ValueError(f"tensor '{name}' {shape} is empty")
     if not shape or shape[-1] % kind.block:
         raise ValueError(f"tensor '{name}' {shape} is no whole number of blocks of {kind.block}")
     return name, shape, kind, offset
@@ -234,7 +237,7 @@ class NewTensor:
     @property
     def nbytes(self) -> int:
         """Bytes of its data."""
-        return self.kind.row_bytes(int(np.prod(self.shape)))
+        return self.kind.row_bytes(prod(self.shape))
 
 
 def write_container(file: BinaryIO, metadata: Mapping[str, Value], tensors: Sequence[NewTensor]) -> None:
