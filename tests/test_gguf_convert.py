@@ -112,6 +112,7 @@ def test_nothing_is_overwritten(checkpoint: Path, tmp_path: Path, capsys: pytest
         (["out.bin"], "call it 'out.gguf', or give --to safetensors to make a folder of that name"),
         (["out", "--type", "q8_0"], "--type q8_0 is for GGUF"),
         (["out.gguf", "--type", "q6_k"], "invalid choice: 'q6_k'"),
+        (["out.gguf", "--max-shard-size", "1GB"], "--max-shard-size is for safetensors"),
     ],
 )
 def test_wrong_usage(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from quarterdeck.locate import EMBEDDED_MODEL, HubOptions
 
 _GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 _PLAIN_TYPES = ("f32", "f16", "bf16")
+_SHARD_SIZE = "5GB"
 _FILE_SUFFIX = re.compile(r"\.[a-zA-Z]\w*")  # not what ends aya-v1.5 or command-r-0.5b
 _EPILOG = """\
 What TARGET is called says what is written: a name that ends in .gguf is a file, all others are folders. A name that
@@ -44,9 +45,7 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--gguf-file", metavar="NAME", help="the GGUF file to read inside the folder or id SOURCE")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a model on the hub")
-    parser.add_argument(
-        "--max-shard-size", default="5GB", metavar="N", help="most in one safetensors file (default: 5GB)"
-    )
+    parser.add_argument("--max-shard-size", metavar="N", help=f"most in one safetensors file (default: {_SHARD_SIZE})")
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -56,7 +55,9 @@ def execute(arguments: argparse.Namespace) -> int:
     _check(arguments, to_gguf)
     from quarterdeck.model import CohereForCausalLM  # here, since --help need not wait for torch
     from quarterdeck.weights.convert import check_complete, open_checkpoint, to_gguf_file, to_safetensors
+    from quarterdeck.weights.save import parse_size
 
+    shard_size = parse_size(arguments.max_shard_size or _SHARD_SIZE)
     checkpoint = open_checkpoint(
         arguments.source, gguf_file=arguments.gguf_file, hub=HubOptions(revision=arguments.revision)
     )
@@ -65,9 +66,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if to_gguf:
         _with_progress(lambda progress: to_gguf_file(checkpoint, target, kind, progress))
     else:
-        _with_progress(
-            lambda progress: to_safetensors(checkpoint, target, kind, progress, max_shard_size=arguments.max_shard_size)
-        )
+        _with_progress(lambda progress: to_safetensors(checkpoint, target, kind, progress, max_shard_size=shard_size))
     written = (kind or checkpoint.plain_type).lower()
     form = "GGUF" if to_gguf else "safetensors"
     print(f"wrote {form} in {written}: {size_on_disk(target)}", file=sys.stderr)
@@ -89,6 +88,8 @@ def _check(arguments: argparse.Namespace, to_gguf: bool) -> None:
         )
     if not to_gguf and arguments.type not in (None, *_PLAIN_TYPES):
         raise UsageError(f"--type {arguments.type} is for GGUF; safetensors are written in {', '.join(_PLAIN_TYPES)}")
+    if to_gguf and arguments.max_shard_size is not None:
+        raise UsageError("--max-shard-size is for safetensors; a GGUF file is one file: leave it out")
     check_target(target, is_file=to_gguf)
 
 
