@@ -198,6 +198,15 @@ def test_a_tied_weight_may_stand_under_either_name(checkpoint: Path, tmp_path: P
         assert torch.equal(model.get_input_embeddings().weight, table)
 
 
+@pytest.mark.parametrize("target", ["x.gguf", "x"])
+def test_rotary_frequencies_of_old_files_are_left_out(target: str, checkpoint: Path, tmp_path: Path) -> None:
+    frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    source = changed(checkpoint, tmp_path / "model", {**frequencies})
+    assert main(["convert", str(source), str(tmp_path / target)]) == 0
+    again = open_checkpoint(tmp_path / target).source
+    assert set(again.names()) == set(load_file(checkpoint / "model.safetensors"))
+
+
 def test_numbers_that_float16_lacks_are_refused(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
     source = changed(checkpoint, tmp_path / "model", {"model.norm.weight": torch.full((32,), 1e6)})
     assert main(["convert", str(source), str(tmp_path / "x"), "--type", "f16"]) == 1

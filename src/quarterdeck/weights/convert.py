@@ -146,9 +146,12 @@ def to_safetensors(
     if kind not in PLAIN_TYPES:
         raise InputError(f"safetensors are written in one of {', '.join(PLAIN_TYPES)}, not in {kind!r}")
     source, dtype = checkpoint.source, PLAIN_TYPES[kind]
-    if unknown := [name for name in source.names() if to_gguf(name) is None and to_gguf(f"model.{name}") is None]:
+    names = [
+        name for name in source.names() if not name.endswith("rotary_emb.inv_freq")
+    ]  # follow from the configuration
+    if unknown := [name for name in names if to_gguf(name) is None and to_gguf(f"model.{name}") is None]:
         raise CheckpointMismatchError(f"no model of this architecture has the tensors {', '.join(unknown)}")
-    shapes = {name: torch.empty(source.shape(name), dtype=dtype, device="meta") for name in source.names()}
+    shapes = {name: torch.empty(source.shape(name), dtype=dtype, device="meta") for name in names}
     checkpoint.config.dtype, checkpoint.config.architectures = dtype, [_ARCHITECTURE]
     with replacing_checkpoint(folder) as staging:
         write_weights(shapes, staging, max_shard_size, _Values(source, dtype, progress))
