@@ -166,7 +166,7 @@ def test_every_call_of_many_is_of_a_tool_that_is_shown() -> None:
 
 
 def test_every_tool_that_is_looked_up_is_shown_under_its_description() -> None:
-    by_description = odd = 0
+    by_description = odd = by_words = 0
     for seed in range(60):
         parts = segments(find_tools(inventor(seed)))
         listed = dict(re.findall(r'def (\w+)\(\) -> List\[Dict\]:\n    """(.+)\n', parts[3][1]))
@@ -180,8 +180,12 @@ def test_every_tool_that_is_looked_up_is_shown_under_its_description() -> None:
             else:
                 (name,) = re.findall(r'^"tool_name": "(\w+)",$', text)
                 assert name in listed
+                asked = set(re.findall("[a-z]+", parts[place - 4][1].lower()))
+                told = {re.sub("s$", "", word) for word in re.findall("[a-z]+", listed[name].lower())}
+                by_words += bool({re.sub("s$", "", word) for word in asked} & (told - {"the", "a"}))
                 odd += not set(name.split("_")) & set(listed[name].lower().strip(".").split())
     assert by_description > 60
+    assert by_words > 200
     assert odd > 100
 
 

@@ -9,6 +9,7 @@ without preamble and instructions: a choice every 20 to 150 tokens.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -16,6 +17,7 @@ from functools import cache
 from quarterdeck.chat.messages import Document, Message, Tool
 from quarterdeck.chat.template import CitationMode, render
 from quarterdeck.training.midshipman.answers import capitalised, completion, named, shuffled
+from quarterdeck.training.midshipman.described import verbs
 from quarterdeck.training.midshipman.example import BOS, END_OF_TURN, Example, Segment, compacted
 from quarterdeck.training.midshipman.grammar import word_lists
 from quarterdeck.training.midshipman.grounded import (
@@ -41,6 +43,41 @@ from quarterdeck.training.midshipman.tooling import (
 _MODES: tuple[CitationMode, ...] = ("off", "off", "fast")
 BY_NAME = 0.3
 """How many of the lookups are asked for by the name alone, the easiest form."""
+_ASKED = (
+    "{}?",
+    "I need the {}.",
+    "What about the {}?",
+    "Please see to the {}.",
+    "Can you help with the {}?",
+    "The {}, please.",
+    "Do something about the {} today.",
+    "There is a question about the {}.",
+)
+_COMMON = {
+    "the",
+    "and",
+    "for",
+    "how",
+    "who",
+    "are",
+    "its",
+    "not",
+    "out",
+    "with",
+    "from",
+    "that",
+    "this",
+    "which",
+    "what",
+    "there",
+    "near",
+    "into",
+    "their",
+    "when",
+    "have",
+    "than",
+}
+_LETTERS = re.compile(r"[^\W\d_]+")
 
 
 def find_document(inventor: Inventor) -> Example:
@@ -120,17 +157,25 @@ def ask_many(inventor: Inventor) -> Example:
 
 
 def find_tools(inventor: Inventor) -> Example:
-    """Tools without parameters, and then the names of those that each of many requests, or descriptions, needs."""
+    """Tools without parameters, and then the names of those that each of many requests, or descriptions, needs.
+
+    A third of the drills ask by a word or two of the description, and half of their tools do random things to random
+    things: what a request has to share with a description are words, not a meaning that has been learned.
+    """
     rng = inventor.rng
     shown = _shown_tools(inventor, rng.randint(3, 8), odd=0.7)
-    bare = [replace(one, tool=replace(one.tool, parameters={})) for one in shown]
+    form = rng.choices(("description", "words", "request"), (BY_NAME, 0.35, 0.35))[0]
+    tools = [replace(one.tool, parameters={}) for one in shown]
+    if form == "words":
+        tools = [replace(one, description=_of_words(inventor)) if rng.random() < 0.5 else one for one in tools]
+    bare = [replace(one, tool=tool) for one, tool in zip(shown, tools, strict=True)]
     said: list[Segment] = [("control", BOS, False), *_turn("SYSTEM", _listed(bare))]
-    by_name = rng.random() < BY_NAME
     for one in rng.sample(bare * 2, 2 * len(bare)):
-        if by_name:
+        if form == "description":
             said += [("text", f"{one.tool.description}:", False), ("text", f" {one.tool.name}\n", True)]
-        else:
-            said += _exchange(use_tool(one, inventor).request, f'"tool_name": "{one.tool.name}",')
+            continue
+        asked = use_tool(one, inventor).request if form == "request" else _asked_by_words(one.tool, tools, inventor)
+        said += _exchange(asked, f'"tool_name": "{one.tool.name}",')
     return Example("find_tools", (), "", written_out=tuple(said))
 
 
@@ -183,6 +228,27 @@ def _odd_name(inventor: Inventor, counts: Sequence[int]) -> str:
     if inventor.rng.random() < 0.2:
         return words[0] + "".join(word.capitalize() for word in words[1:])
     return "_".join(words)
+
+
+def _of_words(inventor: Inventor) -> str:
+    """A description of something that nothing does."""
+    rng = inventor.rng
+    doing, first, second = rng.choice(verbs(False))[0], *rng.sample(_plain_words(), 2)
+    end = "es" if doing.endswith(("s", "sh", "ch", "x", "o")) else "s"
+    return f"{doing.capitalize()}{end} the {first} {rng.choice(('of', 'for', 'in', 'with', 'near'))} a {second}."
+
+
+def _asked_by_words(tool: Tool, tools: Sequence[Tool], inventor: Inventor) -> str:
+    """A request that has one or two words of the description of a tool which no other tool has."""
+    rng = inventor.rng
+    others = {word for other in tools if other is not tool for word in _LETTERS.findall(other.description.lower())}
+    verb, *rest = _LETTERS.findall(tool.description)
+    words = [word for word in rest if len(word) > 2 and word not in others | _COMMON]
+    if verb.endswith("s") and verb.lower() not in others and rng.random() < 0.3:
+        return f"{verb.removesuffix('s')} {rng.choice(('it', 'this', 'that', inventor.value('code')))}, please."
+    if not words:
+        return tool.description
+    return rng.choice(_ASKED).format(" ".join(rng.sample(words, min(len(words), rng.choice((1, 1, 2))))))
 
 
 @cache
