@@ -176,6 +176,12 @@ def test_a_sweep_runs_again_where_it_has_run(
             assert name in (tmp_path / "sweep/sweep.md").read_text()
 
 
+def test_what_would_be_compiled_at_every_step_is_refused(train: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--compile does not go with --attention packed"):
+        train.main(["--run", str(tmp_path / "run"), "--data", str(tmp_path), "--steps", "2", "--compile"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_sweep_without_data_says_how_to_make_it(train: ModuleType, tmp_path: Path) -> None:
     sweep = importlib.import_module("training.midshipman.sweep")
     with pytest.raises(InputError, match=r"python -m training\.midshipman\.prepare --out"):

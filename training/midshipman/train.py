@@ -235,8 +235,13 @@ def training_options(args: argparse.Namespace) -> TrainingOptions:
     """How the run goes.
 
     Raises:
-        InputError: the budget trains nothing, or is none.
+        InputError: the budget trains nothing, or is none, or the forward pass would be compiled for every step.
     """
+    if args.compile and args.attention == "packed":
+        raise InputError(
+            "--compile does not go with --attention packed: every step has other documents, and is compiled anew, "
+            "which takes minutes; leave --compile out, or give --attention sdpa or flex_attention, on a GPU"
+        )
     return TrainingOptions(
         Budget(steps=args.steps, minutes=args.minutes),
         matrix_optimizer=args.matrix_optimizer,
