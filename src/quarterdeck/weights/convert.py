@@ -24,7 +24,7 @@ from quarterdeck.tokenizer import CohereTokenizerFast
 from quarterdeck.weights.foreign import in_full
 from quarterdeck.weights.gguf_export import write_gguf
 from quarterdeck.weights.load import Naming, check_fit
-from quarterdeck.weights.reader import TensorSource, first_floating_dtype
+from quarterdeck.weights.reader import TensorSource, first_floating_dtype, weight_names
 from quarterdeck.weights.save import replacing_checkpoint, write_weights
 from quarterdeck.weights.sources import resolve_source
 
@@ -146,9 +146,7 @@ def to_safetensors(
     if kind not in PLAIN_TYPES:
         raise InputError(f"safetensors are written in one of {', '.join(PLAIN_TYPES)}, not in {kind!r}")
     source, dtype = checkpoint.source, PLAIN_TYPES[kind]
-    names = [
-        name for name in source.names() if not name.endswith("rotary_emb.inv_freq")
-    ]  # follow from the configuration
+    names = weight_names(source)
     if unknown := [name for name in names if to_gguf(name) is None and to_gguf(f"model.{name}") is None]:
         raise CheckpointMismatchError(f"no model of this architecture has the tensors {', '.join(unknown)}")
     shapes = {name: torch.empty(source.shape(name), dtype=dtype, device="meta") for name in names}

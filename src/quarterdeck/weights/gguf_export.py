@@ -22,7 +22,7 @@ from quarterdeck.gguf.vocabulary import ADD_BOS, ADD_EOS, NAMED_IDS, OWN_OPTIONS
 from quarterdeck.tokenization.backend import command_r_pipeline
 from quarterdeck.tokenizer import CohereTokenizerFast
 from quarterdeck.weights.gguf_blocks import WRITABLE, plain_dtype, quantize
-from quarterdeck.weights.reader import TensorSource
+from quarterdeck.weights.reader import TensorSource, weight_names
 
 _FILE_TYPES: Mapping[str, int] = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32,
@@ -141,7 +141,7 @@ def _named(source: TensorSource, config: CohereConfig) -> dict[str, str]:
     """Names in the file to names in the source, in the source's order; a tied head is left out."""
     found: dict[str, str] = {}
     unknown = []
-    names = [name for name in source.names() if not name.endswith("rotary_emb.inv_freq")]
+    names = weight_names(source)
     has_table = any(name.removeprefix("model.") == "embed_tokens.weight" for name in names)
     for name in names:
         is_tied = name == "lm_head.weight" and config.tie_word_embeddings

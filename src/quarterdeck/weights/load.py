@@ -10,7 +10,6 @@ not know, and what differs in shape are errors that list all of it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -19,10 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from quarterdeck.errors import CheckpointMismatchError
-from quarterdeck.weights.reader import TensorSource
-
-# Rotary frequencies follow from the configuration; files written by old versions of transformers hold them.
-_DERIVED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
+from quarterdeck.weights.reader import TensorSource, weight_names
 
 Shape = tuple[int, ...]
 
@@ -226,7 +222,7 @@ def _match(shapes: Mapping[str, Shape], source: TensorSource, naming: Naming, *,
 
 def _stored_names(shapes: Iterable[str], source: TensorSource, naming: Naming) -> dict[str, str]:
     """The model's name of each tensor in the checkpoint, to its name there."""
-    names = [name for name in source.names() if not _DERIVED.search(name)]
+    names = weight_names(source)
     prefix = naming.prefix
     model_has_prefix = any(name.startswith(prefix) for name in shapes)
     stored_has_prefix = any(name.startswith(prefix) for name in names)

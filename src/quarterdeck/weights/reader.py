@@ -8,6 +8,7 @@ mapping is private to the process: a weight that is changed in place changes in 
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from quarterdeck.errors import CheckpointCorruptError
 from quarterdeck.weights.index import INDEX_FILE, WeightFiles
 
 _LFS_POINTER = b"version https://git-lfs"
+_DERIVED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 
@@ -50,6 +52,14 @@ class TensorSource(Protocol):
     def path(self, name: str) -> Path | None:
         """The file that holds the tensor; None if it is only in memory."""
         ...
+
+
+def weight_names(source: TensorSource) -> list[str]:
+    """The names of a checkpoint's weights.
+
+    Rotary frequencies, which files written by old versions of transformers hold, follow from the configuration.
+    """
+    return [name for name in source.names() if not _DERIVED.search(name)]
 
 
 class MemoryTensors:
