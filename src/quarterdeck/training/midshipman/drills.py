@@ -36,6 +36,7 @@ from quarterdeck.training.midshipman.tooling import (
     ToolExamples,
     calls_action,
     planned_action,
+    purpose_of,
     show_tool,
     use_tool,
 )
@@ -53,30 +54,10 @@ _ASKED = (
     "Do something about the {} today.",
     "There is a question about the {}.",
 )
-_COMMON = {
-    "the",
-    "and",
-    "for",
-    "how",
-    "who",
-    "are",
-    "its",
-    "not",
-    "out",
-    "with",
-    "from",
-    "that",
-    "this",
-    "which",
-    "what",
-    "there",
-    "near",
-    "into",
-    "their",
-    "when",
-    "have",
-    "than",
-}
+_COMMON = frozenset(
+    "the and for how who are its not out with from that this which what there near into their when have than".split()
+)
+"""Words of three letters and more that say nothing of what a tool is for."""
 _LETTERS = re.compile(r"[^\W\d_]+")
 
 
@@ -204,7 +185,7 @@ def _shown_tools(inventor: Inventor, most: int, odd: float) -> list[ShownTool]:
         one = show_tool(ToolExamples().skeleton(inventor), inventor)
         if inventor.rng.random() < odd:
             one = _oddly_named(one, inventor)
-        purpose = one.skeleton.plan.partition("<")[0]
+        purpose = purpose_of(one.skeleton.plan)
         if purpose not in purposes and one.tool.name not in shown:
             purposes.add(purpose)
             shown[one.tool.name] = one
@@ -243,7 +224,7 @@ def _asked_by_words(tool: Tool, tools: Sequence[Tool], inventor: Inventor) -> st
     rng = inventor.rng
     others = {word for other in tools if other is not tool for word in _LETTERS.findall(other.description.lower())}
     verb, *rest = _LETTERS.findall(tool.description)
-    words = [word for word in rest if len(word) > 2 and word not in others | _COMMON]
+    words = [word for word in rest if len(word) > 2 and word not in _COMMON and word not in others]
     if verb.endswith("s") and verb.lower() not in others and rng.random() < 0.3:
         return f"{verb.removesuffix('s')} {rng.choice(('it', 'this', 'that', inventor.value('code')))}, please."
     if not words:

@@ -153,7 +153,7 @@ def use_tool(shown: ShownTool, inventor: Inventor) -> Use:
     request = _fill(rng.choice(skeleton.requests), spelled)
     call = ToolCall("call_0", shown.tool.name, _json(arguments))
     plan, answer = _fill(skeleton.plan, spelled), _fill(skeleton.answer, spelled)
-    return Use(shown.tool, request, plan, call, result, answer, purpose=_purpose(skeleton.plan))
+    return Use(shown.tool, request, plan, call, result, answer, purpose=purpose_of(skeleton.plan))
 
 
 def make_use(skeleton: Skeleton, inventor: Inventor, *, renamed: bool = True) -> Use:
@@ -176,7 +176,7 @@ def _fill(template: str, values: dict[str, str]) -> str:
     return text[:1].upper() + text[1:] if not template.startswith("look") else text
 
 
-def _purpose(plan: str) -> str:
+def purpose_of(plan: str) -> str:
     """What a plan is about, whatever the thing is: the cost of a ship and that of a planet are looked up alike."""
     return plan.partition("<")[0]
 
@@ -323,7 +323,7 @@ class ToolExamples:
         think = f"The {middle} is {found}. Now I will look up the {noun} of {found}."
         messages = list(self._opening(inventor, asked))
         tools = self._with(
-            first, second, [_purpose(f"look up the {one} of <name>") for one in (middle, noun)], inventor
+            first, second, [purpose_of(f"look up the {one} of <name>") for one in (middle, noun)], inventor
         )
         stage = rng.randrange(3)
         texts = [f"Plan: {plan}\n{calls_action([calls[0]])}", f"Reflection: {think}\n{calls_action([calls[1]])}"]
